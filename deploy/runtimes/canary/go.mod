@@ -1,0 +1,3 @@
+module redoubt.dev/redoubt/deploy/runtimes/canary
+
+go 1.26.6
