@@ -1,0 +1,5 @@
+//go:build !amd64
+
+package kvm
+
+func assembled(int) []byte { return nil }
