@@ -23,6 +23,8 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
+const goarch = runtime.GOARCH
+
 // content returns bytes that do not compress, the same for the same seed.
 func content(seed uint64, size int) []byte {
 	r := rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8)})

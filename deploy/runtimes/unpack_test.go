@@ -88,6 +88,12 @@ func TestUnpackRepairsWhatWasChanged(t *testing.T) {
 			d := filepath.Dir(f)
 			return errors.Join(os.Rename(d, d+"-moved"), os.Symlink(d+"-moved", d))
 		}, true},
+		{"given to another user", func(f string) error {
+			if os.Geteuid() != 0 {
+				return os.Remove(f) // only root can give a file away
+			}
+			return os.Chown(f, 65534, 65534)
+		}, os.Geteuid() == 0},
 		{"deleted", os.Remove, false},
 		{"its folder deleted", func(f string) error { return os.RemoveAll(filepath.Dir(f)) }, false},
 		{"not executable", func(f string) error { return os.Chmod(f, 0o600) }, false},
