@@ -51,8 +51,6 @@ current() {
 	[[ $k == "$2" && $(sha256sum <"out/$1.zst" | cut -c1-64) == "$sum" ]]
 }
 
-have_main() { compgen -G "$1/*.go" >/dev/null && grep -lqs '^package main' "$1"/*.go; }
-
 missing=0
 need() { # need PACKAGE WHAT-FOR
 	say "missing: $1 ($2): apt-get install $1"
@@ -101,27 +99,16 @@ declare -A module=(
 	[runc]=github.com/opencontainers/runc [runsc]=gvisor.dev/gvisor
 )
 declare -A kind=([containerd]=binary [containerd-shim-runc-v2]=binary [runc]=binary [runsc]=binary)
-parts=(containerd containerd-shim-runc-v2 runc runsc)
+parts=(containerd containerd-shim-runc-v2 runc runsc redoubt-oci canary toolbox)
 
 # The two programs of our own have no version but their source.
-if have_main wrapper; then
-	s=$(sources wrapper)
-	parts+=(redoubt-oci)
-	kind[redoubt-oci]=binary module[redoubt-oci]=redoubt.dev/redoubt/deploy/runtimes/wrapper
-	version[redoubt-oci]=source-${s:0:12} keys[redoubt-oci]=$(key "$common" "$s")
-else
-	say "deploy/runtimes/wrapper has no program yet; left out"
-fi
 isrc=$(sources images)
-if have_main canary; then
-	s=$(sources canary)
-	parts+=(canary)
-	kind[canary]=image module[canary]=redoubt.dev/redoubt/deploy/runtimes/canary
-	version[canary]=source-${s:0:12} keys[canary]=$(key "$common" "$isrc" "$s")
-else
-	say "deploy/runtimes/canary has no program yet; left out"
-fi
-parts+=(toolbox)
+s=$(sources wrapper)
+kind[redoubt-oci]=binary module[redoubt-oci]=redoubt.dev/redoubt/deploy/runtimes/wrapper
+version[redoubt-oci]=source-${s:0:12} keys[redoubt-oci]=$(key "$common" "$s")
+s=$(sources canary)
+kind[canary]=image module[canary]=redoubt.dev/redoubt/deploy/runtimes/canary
+version[canary]=source-${s:0:12} keys[canary]=$(key "$common" "$isrc" "$s")
 kind[toolbox]=image module[toolbox]=redoubt.dev/redoubt/deploy/runtimes/images
 version[toolbox]=none
 if [[ -x $busybox ]]; then

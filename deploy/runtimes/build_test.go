@@ -125,7 +125,7 @@ func (w *workshop) check(t *testing.T) Paths {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if missing := b.lacks(Containerd, Shim, Runc, Runsc, Wrapper, Toolbox, Canary); len(missing) > 0 {
+	if missing := b.lacks(carried...); len(missing) > 0 {
 		t.Fatalf("the build lacks %v", missing)
 	}
 	paths, err := b.Unpack(t.Context(), filepath.Join(t.TempDir(), "r"))

@@ -33,6 +33,9 @@ const (
 	Crun       = "crun" // never carried; taken from the host when it is there
 )
 
+// carried is what a whole bundle holds.
+var carried = []string{Containerd, Shim, Runc, Runsc, Wrapper, Toolbox, Canary}
+
 // Kind says what a part is.
 type Kind string
 
@@ -92,7 +95,7 @@ func Embedded() (Bundle, error) {
 	if err != nil {
 		return Bundle{}, fmt.Errorf("open the embedded runtimes: %w", err)
 	}
-	if missing := b.lacks(Containerd, Shim, Runc, Runsc); len(missing) > 0 {
+	if missing := b.lacks(carried...); len(missing) > 0 {
 		return Bundle{}, fmt.Errorf("open the embedded runtimes: %s not among them: %w", strings.Join(missing, ", "), ErrNotEmbedded)
 	}
 	return b, nil

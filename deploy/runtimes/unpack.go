@@ -78,7 +78,7 @@ func (b Bundle) unpack(ctx context.Context, dir string, want func(Part) bool) (P
 			return Paths{}, err
 		}
 	}
-	for _, name := range []string{Containerd, Shim, Runc, Runsc, Wrapper, Toolbox, Canary} {
+	for _, name := range carried {
 		if *paths.slot(name) == "" {
 			paths.miss(name, "this program carries no "+name)
 		}
