@@ -48,13 +48,18 @@ type Moment struct {
 
 // Facts are what became of one instance. The reconciler is their only writer.
 type Facts struct {
-	UID   string `json:"uid"`
-	Fence Fence  `json:"fence"`
+	UID string `json:"uid"`
+	// Instance is the name that people see.
+	Instance string `json:"instance,omitempty"`
+	Fence    Fence  `json:"fence"`
 	// Sequence grows with every change, over restarts of the agent too; PutFacts
 	// sets it.
 	Sequence uint64 `json:"sequence"`
 	Phase    Phase  `json:"phase"`
 	Message  string `json:"message,omitempty"`
+	// Ending is the final phase that is decided on while container and network
+	// are still being cleared away; Phase takes it once they are gone.
+	Ending Phase `json:"ending,omitempty"`
 
 	// Attempt numbers the container's starts from 1 and is written before the
 	// start, so that an exit is counted once for the attempt that its
