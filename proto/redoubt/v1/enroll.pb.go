@@ -411,9 +411,11 @@ type RenewExpiredRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
 	// csr is signed by the enrolled key; signature is over the nonce and csr.
-	Csr           []byte `protobuf:"bytes,2,opt,name=csr,proto3" json:"csr,omitempty"`
-	Nonce         []byte `protobuf:"bytes,3,opt,name=nonce,proto3" json:"nonce,omitempty"`
-	Signature     []byte `protobuf:"bytes,4,opt,name=signature,proto3" json:"signature,omitempty"`
+	Csr       []byte `protobuf:"bytes,2,opt,name=csr,proto3" json:"csr,omitempty"`
+	Nonce     []byte `protobuf:"bytes,3,opt,name=nonce,proto3" json:"nonce,omitempty"`
+	Signature []byte `protobuf:"bytes,4,opt,name=signature,proto3" json:"signature,omitempty"`
+	// chain is the expired SVID, leaf first: it says when it ended.
+	Chain         [][]byte `protobuf:"bytes,5,rep,name=chain,proto3" json:"chain,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -472,6 +474,13 @@ func (x *RenewExpiredRequest) GetNonce() []byte {
 func (x *RenewExpiredRequest) GetSignature() []byte {
 	if x != nil {
 		return x.Signature
+	}
+	return nil
+}
+
+func (x *RenewExpiredRequest) GetChain() [][]byte {
+	if x != nil {
+		return x.Chain
 	}
 	return nil
 }
@@ -578,12 +587,13 @@ const file_redoubt_v1_enroll_proto_rawDesc = "" +
 	"\x16GetRenewalNonceRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\"/\n" +
 	"\x17GetRenewalNonceResponse\x12\x14\n" +
-	"\x05nonce\x18\x01 \x01(\fR\x05nonce\"o\n" +
+	"\x05nonce\x18\x01 \x01(\fR\x05nonce\"\x85\x01\n" +
 	"\x13RenewExpiredRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x10\n" +
 	"\x03csr\x18\x02 \x01(\fR\x03csr\x12\x14\n" +
 	"\x05nonce\x18\x03 \x01(\fR\x05nonce\x12\x1c\n" +
-	"\tsignature\x18\x04 \x01(\fR\tsignature\"\x93\x01\n" +
+	"\tsignature\x18\x04 \x01(\fR\tsignature\x12\x14\n" +
+	"\x05chain\x18\x05 \x03(\fR\x05chain\"\x93\x01\n" +
 	"\x14RenewExpiredResponse\x12\"\n" +
 	"\fcertificates\x18\x01 \x03(\fR\fcertificates\x12\x16\n" +
 	"\x06bundle\x18\x02 \x03(\fR\x06bundle\x12\x18\n" +
