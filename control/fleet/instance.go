@@ -140,3 +140,7 @@ func (i *Instance) Live() bool {
 func (i *Instance) Gone() bool {
 	return i.Status.Phase.Ended() || i.Status.Phase == InstanceLost && i.Stop
 }
+
+// MustStop tells what an agent is told: that nothing of the instance may run.
+// An agent that forgot everything must not start again what has ended.
+func (i *Instance) MustStop() bool { return i.Stop || i.Status.Phase.Ended() }
