@@ -34,7 +34,6 @@ func (w Workload) demand() demand {
 type candidate struct {
 	account *account
 	choice  isolation.Choice
-	rank    int // of this workload's copies on the site and node, see compare
 }
 
 // blockers are the reasons of the node itself, whatever the runtime.
@@ -133,11 +132,18 @@ func (l *ledger) offer(a *account, d demand) (candidate, bool) {
 	return candidate{}, false
 }
 
-// judge lists every reason against every runtime of a node. ok tells whether
-// some runtime there can take the workload all the same.
-func (l *ledger) judge(a *account, d demand) (rs []Rejection, ok bool) {
-	rs = a.blockers(d)
-	blocked := len(rs) > 0
+// verdict is everything that is to be said of one node and a demand.
+type verdict struct {
+	rejections []Rejection
+	// able: some runtime has nothing against it. ok: nor has the node, so that
+	// it can take the workload.
+	able, ok bool
+}
+
+// judge lists every reason against a node and each of its runtimes.
+func (l *ledger) judge(a *account, d demand) verdict {
+	v := verdict{rejections: a.blockers(d)}
+	blocked := len(v.rejections) > 0
 	for _, c := range l.rank(a, d.req) {
 		f := c.Finding
 		var own []Rejection
@@ -149,12 +155,11 @@ func (l *ledger) judge(a *account, d demand) (rs []Rejection, ok bool) {
 		if !hopeless {
 			own = append(own, a.room(d, f)...)
 		}
-		if len(own) == 0 && !blocked {
-			ok = true
-		}
-		rs = append(rs, own...)
+		v.able = v.able || len(own) == 0
+		v.rejections = append(v.rejections, own...)
 	}
-	return rs, ok
+	v.ok = v.able && !blocked
+	return v
 }
 
 // best picks where the next copy goes among the nodes that keep accepts: meets
