@@ -28,6 +28,9 @@ type Process struct {
 	Namespaces map[string]uint64 // kind ("pid", "net", …) to inode
 	Caps       Capabilities
 	NoNewPrivs bool
+	// Label is the security module's confinement ("docker-default (enforce)"),
+	// empty where none applies.
+	Label string
 }
 
 // Surface gives the numbers that the isolation score takes.
@@ -75,6 +78,7 @@ func measure(ctx context.Context, pid int) (Process, error) {
 	if p.Namespaces, err = namespaces(pid); err != nil {
 		return p, err
 	}
+	p.Label = label(pid)
 	if p.Devices, err = devices(pid); err != nil {
 		return p, err
 	}
@@ -270,6 +274,17 @@ func namespaces(pid int) (map[string]uint64, error) {
 		out[e.Name()] = inode
 	}
 	return out, nil
+}
+
+// label reads what the security module says; without one the file is not there
+// or cannot be read, which comes to the same.
+func label(pid int) string {
+	text, err := os.ReadFile(procPath(pid, "attr", "current"))
+	l := strings.TrimRight(string(text), "\x00\n ")
+	if err != nil || strings.HasPrefix(l, "unconfined") || l == "kernel" {
+		return ""
+	}
+	return l
 }
 
 func procPath(pid int, elem ...string) string {
