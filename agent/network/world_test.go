@@ -92,7 +92,8 @@ func (w *world) bare() *namespace {
 	var ns *namespace
 	w.ok(onOwnThread(func() (err error) {
 		if err = unix.Unshare(unix.CLONE_NEWNET); err == nil {
-			err = loopbackUp()
+			// Link-local addresses come late and would differ.
+			err = errors.Join(setPresent([]setting{{"net/ipv6/conf/default/disable_ipv6", "1"}}), loopbackUp())
 		}
 		if err == nil {
 			ns, err = openNamespace(threadNamespace)
