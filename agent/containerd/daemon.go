@@ -26,7 +26,7 @@ const (
 	silentFor   = 15 * time.Second // then a daemon that runs counts as hung
 	startFor    = 30 * time.Second // until a new daemon must have answered once
 	restartWait = 500 * time.Millisecond
-	restartMax  = 15 * time.Second
+	restartMax  = 5 * time.Second
 	daemonLog   = 8 * mebi
 )
 
@@ -87,7 +87,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 		if ctx.Err() != nil || d.isStopping() {
 			return nil
 		}
-		if time.Since(began) > time.Minute {
+		if time.Since(began) > 10*time.Second {
 			wait = restartWait
 		}
 		d.log.Warn("containerd is started again", "cause", err, "in", wait)

@@ -9,6 +9,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"golang.org/x/sys/unix"
+
 	"redoubt.dev/redoubt/agent/driver"
 )
 
@@ -81,7 +83,7 @@ func ociSpec(s driver.Spec, image ocispec.ImageConfig, r ociRuntime, cgroup stri
 				Bounding: caps, Effective: caps, Permitted: caps,
 			},
 			Rlimits: []specs.POSIXRlimit{
-				{Type: "RLIMIT_NOFILE", Soft: 1024, Hard: 524288},
+				rlimit("RLIMIT_NOFILE", unix.RLIMIT_NOFILE, 1024, 524288),
 				{Type: "RLIMIT_CORE", Soft: 0, Hard: 0},
 			},
 			NoNewPrivileges: true,
@@ -110,9 +112,19 @@ func ociSpec(s driver.Spec, image ocispec.ImageConfig, r ociRuntime, cgroup stri
 	}
 	if s.Limits.Pids > 0 {
 		n := uint64(s.Limits.Pids)
-		spec.Process.Rlimits = append(spec.Process.Rlimits, specs.POSIXRlimit{Type: "RLIMIT_NPROC", Soft: n, Hard: n})
+		spec.Process.Rlimits = append(spec.Process.Rlimits, rlimit("RLIMIT_NPROC", unix.RLIMIT_NPROC, n, n))
 	}
 	return spec, nil
+}
+
+// rlimit stays within what this process itself may have: a host that has taken
+// CAP_SYS_RESOURCE away refuses more, and with it the container.
+func rlimit(name string, resource int, soft, hard uint64) specs.POSIXRlimit {
+	var own unix.Rlimit
+	if err := unix.Getrlimit(resource, &own); err == nil {
+		hard = min(hard, own.Max)
+	}
+	return specs.POSIXRlimit{Type: name, Soft: min(soft, hard), Hard: hard}
 }
 
 // arguments: a command replaces entrypoint and cmd of the image, arguments
