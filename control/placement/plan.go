@@ -308,15 +308,13 @@ func (t *turn) assign(c candidate) {
 // runJob keeps as many copies going as may run at once and are still needed. A
 // copy that runs is not restarted for a change of the spec: the next one has it.
 func (t *turn) runJob() {
-	j := t.Spec.Job
-	left := j.Completions - int(t.Completions)
-	g := group{desired: max(min(left, j.Parallelism), 0)}
+	g := t.jobGroup()
 	why := "fewer copies are wanted at once"
 	switch {
-	case left <= 0:
+	case t.jobComplete():
 		why = "the job is complete"
-	case int(t.Failures) > j.BackoffLimit:
-		g.desired, why = 0, fmt.Sprintf("the job has failed: %d failures, its backoffLimit is %d", t.Failures, j.BackoffLimit)
+	case t.jobFailed():
+		why = fmt.Sprintf("the job has failed: %d failures, its backoffLimit is %d", t.Failures, t.Spec.Job.BackoffLimit)
 	}
 	for _, i := range t.wanted("") {
 		if !t.Spec.Allows(i.Class) {
@@ -326,4 +324,17 @@ func (t *turn) runJob() {
 	t.stopSurplus(g, why)
 	t.fill(&g)
 	t.groups = append(t.groups, g)
+}
+
+func (t *turn) jobComplete() bool { return int(t.Completions) >= t.Spec.Job.Completions }
+
+func (t *turn) jobFailed() bool {
+	return !t.jobComplete() && int(t.Failures) > t.Spec.Job.BackoffLimit
+}
+
+func (t *turn) jobGroup() group {
+	if t.jobComplete() || t.jobFailed() {
+		return group{}
+	}
+	return group{desired: min(t.Spec.Job.Completions-int(t.Completions), t.Spec.Job.Parallelism)}
 }

@@ -27,9 +27,9 @@ func (t *turn) summary(e Explanation) string {
 		return name + " is stopped."
 	case t.Stopping:
 		return fmt.Sprintf("%s is stopping: %s to end.", name, plural(leaving, "instance is still", "instances are still"))
-	case t.Spec.Kind == fleet.KindJob && int(t.Completions) >= t.Spec.Job.Completions:
+	case t.Spec.Kind == fleet.KindJob && t.jobComplete():
 		return fmt.Sprintf("%s is complete: %d of %d succeeded.", name, t.Completions, t.Spec.Job.Completions)
-	case t.Spec.Kind == fleet.KindJob && int(t.Failures) > t.Spec.Job.BackoffLimit:
+	case t.Spec.Kind == fleet.KindJob && t.jobFailed():
 		return fmt.Sprintf("%s has failed: %s, and its backoffLimit is %d. Look at its logs, then apply it again.",
 			name, plural(int(t.Failures), "failure", "failures"), t.Spec.Job.BackoffLimit)
 	case e.Pending > 0 && kept == 0:
