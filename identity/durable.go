@@ -68,8 +68,9 @@ func ReadPrivate(path string) ([]byte, error) {
 	return os.ReadFile(path)
 }
 
-// MakePrivateDir makes dir with mode 0700, or sees that an existing one is not
-// open to others.
+// MakePrivateDir makes dir with mode 0700. An existing one may be readable by
+// others, since the files in it are not, but not writable, since then others
+// could put a file of theirs in its place.
 func MakePrivateDir(dir string) error {
 	if err := os.MkdirAll(dir, dirMode); err != nil {
 		return err
@@ -78,8 +79,8 @@ func MakePrivateDir(dir string) error {
 	if err != nil {
 		return err
 	}
-	if info.Mode().Perm()&0o077 != 0 {
-		return fmt.Errorf("%s holds private keys and has mode %04o, which lets others in: chmod 700 %s", dir, info.Mode().Perm(), dir)
+	if info.Mode().Perm()&0o022 != 0 {
+		return fmt.Errorf("%s is for private keys and has mode %04o, which lets others write to it: chmod 700 %s", dir, info.Mode().Perm(), dir)
 	}
 	return nil
 }

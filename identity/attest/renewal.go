@@ -94,7 +94,9 @@ type Renewal struct {
 
 // NewRenewal answers a challenge with the SVID that expired and its key.
 func NewRenewal(expired *x509svid.SVID, challenge []byte) (Renewal, error) {
-	fail := func(err error) (Renewal, error) { return Renewal{}, fmt.Errorf("renew SVID of %s: %w", expired.ID, err) }
+	fail := func(err error) (Renewal, error) {
+		return Renewal{}, fmt.Errorf("renew SVID of %s: %w", expired.ID, err)
+	}
 	csr, err := NewCSR(expired.PrivateKey)
 	if err != nil {
 		return fail(err)
