@@ -1,0 +1,265 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"redoubt.dev/redoubt/agent/driver"
+	redoubtv1 "redoubt.dev/redoubt/proto/redoubt/v1"
+)
+
+// Bulk runs what a StreamOpen asks for. Errors become what the user sees; a
+// gRPC status keeps its code.
+type Bulk interface {
+	// Exec runs a process in the instance uid to its end; it calls started with
+	// the instance's name once it is about to run.
+	Exec(ctx context.Context, uid string, spec driver.ExecSpec, streams driver.Streams, started func(instance string)) (code int, err error)
+	// Logs writes the last tail lines (negative: all) and, with follow, what
+	// comes until ctx or the instance ends.
+	Logs(ctx context.Context, uid string, tail int, follow bool, w io.Writer) error
+}
+
+const chunk = 32 << 10
+
+// open answers a StreamOpen on a connection of its own.
+func (s *Session) open(ctx context.Context, o *redoubtv1.StreamOpen) {
+	s.bulk.Go(func() {
+		if err := s.attach(ctx, o); err != nil && ctx.Err() == nil {
+			s.deps.Log.Warn("stream failed", "stream", o.GetStreamId(), "uid", o.GetUid(), "server", o.GetServerAddress(), "err", err)
+		}
+	})
+}
+
+func (s *Session) attach(ctx context.Context, o *redoubtv1.StreamOpen) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	conn, err := s.deps.Dial(o.GetServerAddress(), o.GetServerId())
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	// Until the server is reached, this must not take long.
+	watch := time.AfterFunc(s.cfg.Contact, cancel)
+	stream, err := redoubtv1.NewAgentServiceClient(conn).Attach(ctx)
+	if err != nil {
+		return err
+	}
+	if err := stream.Send(&redoubtv1.AttachRequest{Message: &redoubtv1.AttachRequest_StreamId{StreamId: o.GetStreamId()}}); err != nil {
+		return err
+	}
+	watch.Stop()
+
+	out := &outlet{stream: stream}
+	select {
+	case s.streams <- struct{}{}:
+		defer func() { <-s.streams }()
+		err = s.serve(ctx, cancel, stream, out, o)
+	default:
+		err = status.Errorf(codes.ResourceExhausted, "node %s serves %d streams already", s.cfg.Node, cap(s.streams))
+	}
+	if err != nil {
+		st := toStatus(err)
+		err = out.send(&redoubtv1.AttachRequest{Message: &redoubtv1.AttachRequest_Error{Error: &redoubtv1.AttachError{
+			Code: uint32(st.Code()), Message: st.Message(),
+		}}})
+		if err != nil {
+			return err
+		}
+	}
+	if err := stream.CloseSend(); err != nil {
+		return err
+	}
+	// The server ends the stream once it has passed everything on; closing
+	// before would cut off what is still on its way.
+	linger := time.AfterFunc(30*time.Second, cancel)
+	defer linger.Stop()
+	out.drained(stream)
+	return nil
+}
+
+func (s *Session) serve(ctx context.Context, cancel context.CancelFunc, stream grpc.BidiStreamingClient[redoubtv1.AttachRequest, redoubtv1.AttachResponse], out *outlet, o *redoubtv1.StreamOpen) error {
+	switch {
+	case o.GetLogs() != nil:
+		out.receiver.Go(func() { // the server ends it by ending the stream
+			for {
+				if _, err := stream.Recv(); err != nil {
+					cancel()
+					return
+				}
+			}
+		})
+		r := o.GetLogs()
+		err := s.deps.Bulk.Logs(ctx, o.GetUid(), int(r.GetTail()), r.GetFollow(), writerFunc(func(p []byte) *redoubtv1.AttachRequest {
+			return &redoubtv1.AttachRequest{Message: &redoubtv1.AttachRequest_Logs{Logs: p}}
+		}, out))
+		if ctx.Err() != nil {
+			return nil // nobody reads any more
+		}
+		return err
+	case o.GetExec() != nil:
+		return s.exec(ctx, cancel, stream, out, o)
+	}
+	return status.Error(codes.Unimplemented, "this agent does not know that kind of stream")
+}
+
+func (s *Session) exec(ctx context.Context, cancel context.CancelFunc, stream grpc.BidiStreamingClient[redoubtv1.AttachRequest, redoubtv1.AttachResponse], out *outlet, o *redoubtv1.StreamOpen) error {
+	e := o.GetExec()
+	stdinR, stdinW := io.Pipe()
+	resize, signals := make(chan [2]uint16, 4), make(chan string, 4)
+	input := make(chan []byte, 16) // nil ends it
+	var workers sync.WaitGroup
+	defer workers.Wait()
+	defer stdinR.Close()
+	execCtx, stop := context.WithCancel(ctx)
+	defer stop()
+	workers.Go(func() {
+		for {
+			select {
+			case p := <-input:
+				if p == nil {
+					stdinW.Close()
+					return
+				}
+				if _, err := stdinW.Write(p); err != nil {
+					return
+				}
+			case <-execCtx.Done():
+				stdinW.CloseWithError(io.ErrUnexpectedEOF)
+				return
+			}
+		}
+	})
+	out.receiver.Go(func() {
+		for {
+			m, err := stream.Recv()
+			if err != nil {
+				cancel() // the user is gone, or the server
+				return
+			}
+			switch r := m.GetExec().GetMessage().(type) {
+			case *redoubtv1.ExecRequest_Stdin:
+				if len(r.Stdin) == 0 {
+					continue
+				}
+				select {
+				case input <- r.Stdin:
+				case <-execCtx.Done():
+				}
+			case *redoubtv1.ExecRequest_CloseStdin:
+				select {
+				case input <- nil:
+				case <-execCtx.Done():
+				}
+			case *redoubtv1.ExecRequest_Resize:
+				select {
+				case resize <- [2]uint16{uint16(r.Resize.GetWidth()), uint16(r.Resize.GetHeight())}:
+				default: // the next one counts
+				}
+			case *redoubtv1.ExecRequest_Signal:
+				select {
+				case signals <- r.Signal:
+				case <-execCtx.Done():
+				}
+			}
+		}
+	})
+	spec := driver.ExecSpec{
+		Command: e.GetCommand(), WorkingDir: e.GetWorkingDir(), User: e.GetUser(), Terminal: e.GetTerminal(),
+		Width: uint16(e.GetSize().GetWidth()), Height: uint16(e.GetSize().GetHeight()),
+	}
+	for _, v := range e.GetEnv() {
+		spec.Env = append(spec.Env, v.GetName()+"="+v.GetValue())
+	}
+	reply := func(r *redoubtv1.ExecResponse) *redoubtv1.AttachRequest {
+		return &redoubtv1.AttachRequest{Message: &redoubtv1.AttachRequest_Exec{Exec: r}}
+	}
+	code, err := s.deps.Bulk.Exec(execCtx, o.GetUid(), spec, driver.Streams{
+		Stdin: stdinR,
+		Stdout: writerFunc(func(p []byte) *redoubtv1.AttachRequest {
+			return reply(&redoubtv1.ExecResponse{Message: &redoubtv1.ExecResponse_Stdout{Stdout: p}})
+		}, out),
+		Stderr: writerFunc(func(p []byte) *redoubtv1.AttachRequest {
+			return reply(&redoubtv1.ExecResponse{Message: &redoubtv1.ExecResponse_Stderr{Stderr: p}})
+		}, out),
+		Resize: resize, Signals: signals,
+	}, func(instance string) {
+		_ = out.send(reply(&redoubtv1.ExecResponse{Message: &redoubtv1.ExecResponse_Started{Started: instance}}))
+	})
+	if err != nil {
+		return err
+	}
+	return out.send(reply(&redoubtv1.ExecResponse{Message: &redoubtv1.ExecResponse_ExitCode{ExitCode: int32(code)}}))
+}
+
+// outlet serialises sends; it blocks while the reader does not read.
+type outlet struct {
+	mu       sync.Mutex
+	stream   grpc.BidiStreamingClient[redoubtv1.AttachRequest, redoubtv1.AttachResponse]
+	receiver sync.WaitGroup
+}
+
+func (o *outlet) send(m *redoubtv1.AttachRequest) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.stream.Send(m)
+}
+
+// drained waits until the server has ended the stream.
+func (o *outlet) drained(stream grpc.BidiStreamingClient[redoubtv1.AttachRequest, redoubtv1.AttachResponse]) {
+	o.receiver.Wait()
+	for {
+		if _, err := stream.Recv(); err != nil {
+			return
+		}
+	}
+}
+
+type chunkWriter struct {
+	wrap func([]byte) *redoubtv1.AttachRequest
+	out  *outlet
+}
+
+func writerFunc(wrap func([]byte) *redoubtv1.AttachRequest, out *outlet) io.Writer {
+	return chunkWriter{wrap, out}
+}
+
+func (w chunkWriter) Write(p []byte) (int, error) {
+	n := 0
+	for len(p) > 0 {
+		part := p[:min(len(p), chunk)]
+		// gRPC has encoded the message when Send returns; p may be reused.
+		if err := w.out.send(w.wrap(part)); err != nil {
+			return n, err
+		}
+		n, p = n+len(part), p[len(part):]
+	}
+	return n, nil
+}
+
+func toStatus(err error) *status.Status {
+	if st, ok := status.FromError(err); ok {
+		return st
+	}
+	code := codes.Internal
+	switch {
+	case errors.Is(err, driver.ErrNotFound):
+		code = codes.NotFound
+	case errors.Is(err, driver.ErrNotRunning):
+		code = codes.FailedPrecondition
+	case errors.Is(err, driver.ErrUnavailable):
+		code = codes.Unavailable
+	case errors.Is(err, context.DeadlineExceeded):
+		code = codes.DeadlineExceeded
+	case errors.Is(err, context.Canceled):
+		code = codes.Canceled
+	}
+	return status.New(code, fmt.Sprint(err))
+}
