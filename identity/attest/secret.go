@@ -19,16 +19,18 @@ const redacted = "[secret]"
 // Secret is the secret of a join token. It cannot be printed: fmt, JSON, text
 // and slog all show "[secret]". The zero value is no secret.
 type Secret struct {
-	// A pointer, because fmt prints a pointer inside another value as an
-	// address, also where it may not call methods.
-	b *[secretSize]byte
+	// Where fmt may not call methods, in an unexported field, it prints what is
+	// there. It follows one pointer to an array, for a verb that does not fit,
+	// but never two.
+	b **[secretSize]byte
 }
 
 // NewSecret makes a random secret.
 func NewSecret() Secret {
 	var b [secretSize]byte
 	rand.Read(b[:]) // never fails
-	return Secret{b: &b}
+	p := &b
+	return Secret{b: &p}
 }
 
 // SecretFromBytes takes a secret off the wire.
@@ -37,7 +39,8 @@ func SecretFromBytes(raw []byte) (Secret, error) {
 		return Secret{}, fmt.Errorf("the secret of a join token has %d bytes, not %d", secretSize, len(raw))
 	}
 	b := [secretSize]byte(raw)
-	return Secret{b: &b}, nil
+	p := &b
+	return Secret{b: &p}, nil
 }
 
 // Reveal returns a copy of the bytes, to be put on an authenticated connection
@@ -46,7 +49,7 @@ func (s Secret) Reveal() []byte {
 	if s.b == nil {
 		return nil
 	}
-	return append([]byte(nil), s.b[:]...)
+	return append([]byte(nil), (*s.b)[:]...)
 }
 
 // IsZero says whether there is no secret.
@@ -58,7 +61,7 @@ func HashSecret(s Secret) string {
 	h := sha256.New()
 	io.WriteString(h, "redoubt join token secret v1\x00")
 	if s.b != nil {
-		h.Write(s.b[:])
+		h.Write((*s.b)[:])
 	}
 	return "sha256:" + hex.EncodeToString(h.Sum(nil))
 }
