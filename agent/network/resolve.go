@@ -121,10 +121,14 @@ func (n *Network) reachable() (func(netip.Addr) bool, error) {
 	if err != nil {
 		return nil, err
 	}
+	return n.reachableFrom(own), nil
+}
+
+func (n *Network) reachableFrom(own []netip.Addr) func(netip.Addr) bool {
 	return func(a netip.Addr) bool {
 		return a.Is4() && !a.IsLoopback() && !a.IsUnspecified() && !a.IsLinkLocalUnicast() &&
 			!n.ledger.Subnet.Contains(a) && !slices.Contains(own, a)
-	}, nil
+	}
 }
 
 // refreshResolvers follows the host's resolvers, also for running instances.
