@@ -75,7 +75,7 @@ func measure(ctx context.Context, pid int) (Process, error) {
 		return p, err
 	}
 	p.Caps, p.NoNewPrivs = st.caps, st.noNewPrivs
-	if p.Namespaces, err = namespaces(pid); err != nil {
+	if p.Namespaces, err = Namespaces(pid); err != nil {
 		return p, err
 	}
 	p.Label = label(pid)
@@ -253,7 +253,8 @@ func statFields(path string) ([][]byte, error) {
 	return fields, nil
 }
 
-func namespaces(pid int) (map[string]uint64, error) {
+// Namespaces gives the namespaces of a process: kind to inode.
+func Namespaces(pid int) (map[string]uint64, error) {
 	dir := procPath(pid, "ns")
 	entries, err := os.ReadDir(dir)
 	if err != nil {

@@ -1,0 +1,172 @@
+package canary
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strconv"
+	"sync"
+	"time"
+
+	"redoubt.dev/redoubt/isolation"
+	"redoubt.dev/redoubt/isolation/probe"
+	"redoubt.dev/redoubt/isolation/surface"
+)
+
+// Launcher starts canaries through the path that workloads take.
+type Launcher interface {
+	// Launch starts the canary's image under the runtime and returns when the
+	// task runs. If it fails it leaves nothing behind.
+	Launch(ctx context.Context, id string, runtime isolation.Name, variant string, args []string) (Task, error)
+}
+
+// Task is a canary that was started.
+type Task interface {
+	// Pid is the host pid of the boundary process: the container's init for
+	// runc, the sentry for gVisor.
+	Pid() int
+	// Output gives what the canary wrote to standard output once that holds a
+	// whole line, or fails when ctx ends or the canary does.
+	Output(ctx context.Context) ([]byte, error)
+	// Kill ends the canary and removes all that it left. It may be repeated.
+	Kill(ctx context.Context) error
+}
+
+// Bounds on one canary. A healthy one answers within a second; the bounds are
+// those of a small box that is busy.
+const (
+	launchWait  = 30 * time.Second
+	answerWait  = 15 * time.Second
+	measureWait = 10 * time.Second
+	killWait    = 20 * time.Second
+	// canaryStay is how long a canary stays by itself if its agent dies.
+	canaryStay = 60
+)
+
+// Runner implements probe.Runner.
+type Runner struct {
+	launcher Launcher
+	log      *slog.Logger
+	turn     chan struct{} // holds one token: the canary that may run
+
+	mu     sync.Mutex
+	proven map[key]time.Duration // boot clock of the last success
+}
+
+type key struct {
+	runtime isolation.Name
+	variant string
+}
+
+// NewRunner makes a runner. It starts nothing.
+func NewRunner(l Launcher, log *slog.Logger) *Runner {
+	return &Runner{launcher: l, log: log, turn: make(chan struct{}, 1), proven: map[key]time.Duration{}}
+}
+
+// Age is how long ago the runtime was last proven here, by the boot clock; ok
+// is false if it was not since this process started, or the last try failed.
+func (r *Runner) Age(runtime isolation.Name, variant string) (age time.Duration, ok bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	at, ok := r.proven[key{runtime, variant}]
+	return max(0, probe.BootTime()-at), ok
+}
+
+// RunCanary implements probe.Runner.
+func (r *Runner) RunCanary(ctx context.Context, c probe.Candidate) (probe.Observation, error) {
+	select {
+	case r.turn <- struct{}{}:
+		defer func() { <-r.turn }()
+	case <-ctx.Done():
+		return probe.Observation{}, fmt.Errorf("canary for %s: %w: another one is running: %w", c, probe.ErrNoAnswer, ctx.Err())
+	}
+	began := time.Now()
+	out, err := r.observe(ctx, c)
+	ok := err == nil && out.Class >= c.Class
+	r.mu.Lock()
+	if ok {
+		r.proven[key{c.Runtime, c.Variant}] = out.At
+	} else {
+		delete(r.proven, key{c.Runtime, c.Variant})
+	}
+	r.mu.Unlock()
+	level, outcome := slog.LevelInfo, "as promised"
+	if err != nil {
+		level, outcome = slog.LevelWarn, err.Error()
+	} else if !ok {
+		level, outcome = slog.LevelWarn, out.Reason
+	}
+	r.log.Log(ctx, level, "canary", "runtime", c.Runtime, "variant", c.Variant, "outcome", outcome,
+		"syscalls", out.Terms.Surface.Syscalls, "took", time.Since(began).Round(time.Millisecond))
+	return out, err
+}
+
+// observe starts one canary, looks at both sides and removes it.
+func (r *Runner) observe(ctx context.Context, c probe.Candidate) (out probe.Observation, err error) {
+	e := evidence{candidate: c}
+	if e.nonce, err = newNonce(); err != nil {
+		return out, err
+	}
+	if e.host, err = hostKernel(); err != nil {
+		return out, err
+	}
+	if e.hostNamespaces, err = surface.Namespaces(os.Getpid()); err != nil {
+		return out, err
+	}
+	id := "canary-" + string(c.Runtime) + "-" + e.nonce[:12]
+	launching, cancel := context.WithTimeout(ctx, launchWait)
+	defer cancel()
+	task, err := r.launcher.Launch(launching, id, c.Runtime, c.Variant, []string{e.nonce, strconv.Itoa(canaryStay)})
+	if err != nil {
+		return out, silent(launching, "start", err)
+	}
+	defer func() {
+		// Also when ctx is over: a canary is never left behind for that.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killWait)
+		defer cancel()
+		if kerr := task.Kill(ctx); kerr != nil {
+			r.log.WarnContext(ctx, "canary not removed", "instance", id, "runtime", c.Runtime, "error", kerr)
+		}
+	}()
+	answering, cancel := context.WithTimeout(ctx, answerWait)
+	defer cancel()
+	text, err := task.Output(answering)
+	if err != nil {
+		return out, silent(answering, "answer", err)
+	}
+	if e.sight, err = parse(text); err != nil {
+		return out, err
+	}
+	at := probe.BootTime()
+	measuring, cancel := context.WithTimeout(ctx, measureWait)
+	defer cancel()
+	if e.boundary, err = look(measuring, task.Pid()); err != nil {
+		return out, silent(measuring, "be measured", err)
+	}
+	if c.Class > isolation.ClassContainer {
+		e.onHost, _ = onHost(e.nonce)
+	}
+	out = judge(e)
+	out.At = at
+	return out, nil
+}
+
+// silent tells a runtime that failed from one that said nothing in time.
+func silent(ctx context.Context, doing string, err error) error {
+	if ctx.Err() != nil || errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("%w: it did not %s in time: %w", probe.ErrNoAnswer, doing, err)
+	}
+	return fmt.Errorf("it does not %s: %w", doing, err)
+}
+
+func newNonce() (string, error) {
+	var b [16]byte
+	if _, err := rand.Read(b[:]); err != nil {
+		return "", fmt.Errorf("make a nonce: %w", err)
+	}
+	return hex.EncodeToString(b[:]), nil
+}
