@@ -171,7 +171,7 @@ func (r *reader) placement(p *redoubtv1.Placement, kind WorkloadKind) PlacementS
 	case kind == KindJob && s.Replicas != nil:
 		r.fail("placement.replicas", "is for a Service; a Job says how many run at once in job.parallelism")
 	case s.PerSite != nil && s.Replicas != nil:
-		r.fail("placement.perSite", "and placement.replicas exclude each other; keep one")
+		r.fail("placement.perSite", "excludes placement.replicas; keep one of them")
 	case kind == KindService && s.PerSite == nil && s.Replicas == nil:
 		one := 1
 		s.Replicas = &one

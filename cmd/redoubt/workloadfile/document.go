@@ -29,7 +29,7 @@ func newDocument(file string, root *yaml.Node) *document {
 	d := &document{file: file, root: root, at: map[string]*yaml.Node{"": root}}
 	if root.Kind == yaml.MappingNode {
 		for i := 0; i+1 < len(root.Content); i += 2 {
-			if v := root.Content[i+1]; root.Content[i].Value == "name" && v.Kind == yaml.ScalarNode && fleet.CheckName(v.Value) == nil {
+			if v := root.Content[i+1]; root.Content[i].Value == "name" && v.Kind == yaml.ScalarNode && v.Tag == "!!str" && fleet.CheckName(v.Value) == nil {
 				d.name = v.Value
 				break
 			}
@@ -266,10 +266,14 @@ func (d *document) field(path string, n *yaml.Node, f protoreflect.FieldDescript
 	}
 }
 
+// measured are texts that may be written as a bare number: whether a unit is
+// lacking is for the rules to say.
+var measured = map[string]bool{"sizeLimit": true, "lostAfter": true, "stopAfter": true}
+
 func (d *document) scalar(path string, n *yaml.Node, f protoreflect.FieldDescriptor, m protoreflect.Message) {
 	switch f.Kind() {
 	case protoreflect.StringKind:
-		if s, ok := d.text(path, n, f.JSONName() == "sizeLimit"); ok {
+		if s, ok := d.text(path, n, measured[f.JSONName()]); ok {
 			m.Set(f, protoreflect.ValueOfString(s))
 		}
 	case protoreflect.BoolKind:
