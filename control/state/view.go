@@ -186,3 +186,12 @@ func list[T any](v *View, ws WatchSet, table, index string, k []byte) []T {
 	}
 	return out
 }
+
+// FeatureLevelOf is what an admitted server declared that it can apply.
+func (v *View) FeatureLevelOf(server string) (uint32, bool) {
+	s, ok := v.Server(nil, server)
+	if !ok {
+		return 0, false
+	}
+	return s.FeatureLevel, true
+}
