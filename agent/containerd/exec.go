@@ -78,6 +78,11 @@ func (d *Driver) exec(ctx context.Context, f *found, s driver.ExecSpec, streams 
 		return 127, notRunning(err)
 	}
 
+	if s.Terminal && s.Width > 0 && s.Height > 0 {
+		// runsc does not take the first size from the specification.
+		_ = p.Resize(call, uint32(s.Width), uint32(s.Height))
+	}
+
 	// Everything that serves the process ends with it.
 	served, stop := context.WithCancel(ctx)
 	var wg sync.WaitGroup

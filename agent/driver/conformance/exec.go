@@ -132,16 +132,20 @@ func (s *suite) execTerminal(t *testing.T) {
 		}
 		done <- err
 	}()
-	io.WriteString(type1, "tty; stty size\n")
-	out.await(t, "31 97")
-	out.await(t, "/dev/pts/")
-	resize <- [2]uint16{120, 40}
-	for deadline := time.Now().Add(10 * time.Second); !strings.Contains(out.String(), "40 120"); time.Sleep(100 * time.Millisecond) {
-		io.WriteString(type1, "stty size\n")
-		if time.Now().After(deadline) {
-			t.Fatalf("no new size: %q", out.String())
+	io.WriteString(type1, "[ -t 0 ] && [ -t 1 ] && echo a-$((6*7))-terminal\n")
+	out.await(t, "a-42-terminal")
+	size := func(want string) {
+		t.Helper()
+		for deadline := time.Now().Add(10 * time.Second); !strings.Contains(out.String(), want); time.Sleep(100 * time.Millisecond) {
+			io.WriteString(type1, "stty size\n")
+			if time.Now().After(deadline) {
+				t.Fatalf("no size of %s: %q", want, out.String())
+			}
 		}
 	}
+	size("31 97")
+	resize <- [2]uint16{120, 40}
+	size("40 120")
 	// The terminal's own interrupt reaches the foreground process.
 	io.WriteString(type1, "sleep 777\n")
 	time.Sleep(500 * time.Millisecond)
@@ -254,7 +258,7 @@ func (s *suite) inside(t *testing.T) {
 		{"chroot", "chroot / true 2>/dev/null || echo refused", "refused"},
 		{"namespaces", "unshare -m true 2>/dev/null || echo refused", "refused"},
 		{"kernel memory", "head -c1 /proc/kcore 2>/dev/null | wc -c", "0"},
-		{"only the usual devices", "ls /dev | grep -Ev '^(console|core|fd|full|mqueue|net|null|ptmx|pts|random|shm|stderr|stdin|stdout|tty|urandom|zero|fuse)$' || echo none", "none"},
+		{"only the usual devices", "ls /dev | grep -Ev '^(char|console|core|fd|full|mqueue|net|null|ptmx|pts|random|shm|stderr|stdin|stdout|tty|urandom|zero|fuse)$' || echo none", "none"},
 		{"no link but lo", "ls /sys/class/net 2>/dev/null | grep -v '^lo$' || echo none", "none"},
 	} {
 		out, _ := s.sh(t, spec.ID, tt.script)
