@@ -18,8 +18,9 @@
 // switched off for one bridge. With it (the default of every new namespace once
 // br_netfilter is loaded) a translated packet that returns to the bridge it
 // came from is bridged instead of routed, and an isolated port drops it: an
-// instance would not reach a published port of its neighbour. In the switch the
-// setting is ours to clear. It also keeps the bridge, its ports and the rules
+// instance would not reach a published port of its neighbour. In the switch no
+// packet is ever translated, whatever the setting; it is cleared there only to
+// save the work. The switch also keeps the bridge, its ports and the rules
 // against spoofing out of reach of whoever flushes the host's rules.
 //
 // # Promises

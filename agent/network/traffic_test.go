@@ -106,8 +106,25 @@ func TestInstancesAreIsolated(t *testing.T) {
 		w.ok(h.AddrAdd(eth0, &netlink.Addr{IPNet: ipnet(stolen)}))
 		w.ok(h.RouteReplace(&netlink.Route{LinkIndex: eth0.Attrs().Index, Gw: one.Gateway.AsSlice()}))
 		w.refuse(a, "192.0.2.1:9000")
+		w.silent(a, n.names.host)
 		w.expect(w.node, two.Address.String()+":80", "two "+two.Gateway.String())
 	})
+}
+
+// silent demands that nothing sent from ns arrives at the node by link. An answer
+// would not come back to a liar in any case, so only this sees the lie get out.
+func (w *world) silent(ns *namespace, link string) {
+	w.t.Helper()
+	h := must(handleAt(w.node, unix.NETLINK_ROUTE))
+	defer h.Close()
+	received := func() uint64 { return must(h.LinkByName(link)).Attrs().Statistics.RxPackets }
+	before := received()
+	for range 5 {
+		w.call(ns, "udp4", "192.0.2.1:9000", 20*time.Millisecond)
+	}
+	if got := received() - before; got != 0 {
+		w.t.Errorf("%d packets in another's name got as far as the host", got)
+	}
 }
 
 // ping sends one echo from the namespace of the calling thread.
