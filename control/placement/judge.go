@@ -46,7 +46,7 @@ func (a *account) blockers(d demand) (rs []Rejection) {
 		because = ": " + a.Hint
 	}
 	if len(d.sites) > 0 && !slices.Contains(d.sites, string(a.Site)) {
-		add(CodeSiteMismatch, fmt.Sprintf("add %s to placement.sites", a.Site), "in site %s, which is not among %s", a.Site, strings.Join(d.sites, ", "))
+		add(CodeSiteMismatch, fmt.Sprintf("add %s to placement.sites", a.Site), "in site %s; placement.sites names %s", a.Site, strings.Join(d.sites, ", "))
 	}
 	if a.Cordoned {
 		add(CodeCordoned, fmt.Sprintf("uncordon %s", a.ID), "cordoned: an operator keeps new work away")
@@ -215,7 +215,7 @@ func size(n int64) string {
 	switch {
 	case n >= 1<<30 && n%(1<<30) == 0:
 		return fmt.Sprintf("%d GiB", n>>30)
-	case n >= 10<<30:
+	case n >= 4<<30:
 		return fmt.Sprintf("%.1f GiB", float64(n)/(1<<30))
 	case n >= 1<<20:
 		return fmt.Sprintf("%d MiB", (n+1<<20-1)>>20)

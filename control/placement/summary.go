@@ -30,7 +30,7 @@ func (t *turn) summary(e Explanation) string {
 	case t.Spec.Kind == fleet.KindJob && t.jobComplete():
 		return fmt.Sprintf("%s is complete: %d of %d succeeded.", name, t.Completions, t.Spec.Job.Completions)
 	case t.Spec.Kind == fleet.KindJob && t.jobFailed():
-		return fmt.Sprintf("%s has failed: %s, and its backoffLimit is %d. Look at its logs, then apply it again.",
+		return fmt.Sprintf("%s has failed: %s, and its backoffLimit is %d. Look at its logs; to try again, stop it and apply it again.",
 			name, plural(int(t.Failures), "failure", "failures"), t.Spec.Job.BackoffLimit)
 	case e.Pending > 0 && kept == 0:
 		return fmt.Sprintf("%s is pending: %s", name, t.lack())
@@ -110,7 +110,7 @@ func (t *turn) lack() string {
 	if len(present) > 0 && len(present) < len(t.ledger.sites) {
 		where = " in " + list(present)
 	}
-	return fmt.Sprintf("%s, and %s%s.", verb, t.obstacle(class, inPlay), where)
+	return fmt.Sprintf("%s, and %s.", verb, t.obstacle(class, where, inPlay))
 }
 
 // pendingSites are the sites in which a copy is lacking: those of the groups
@@ -129,12 +129,16 @@ func (t *turn) pendingSites() (sites []string) {
 	return slices.Compact(sites)
 }
 
-// obstacle says what all nodes that are in play lack for class.
-func (t *turn) obstacle(class isolation.Class, inPlay func(*account) bool) string {
-	verified, codes := 0, map[string]int{}
+// obstacle says what all nodes that are in play lack for class. where is
+// " in SITE", or "" if that goes without saying.
+func (t *turn) obstacle(class isolation.Class, where string, inPlay func(*account) bool) string {
+	verified, reported, codes := 0, 0, map[string]int{}
 	for _, a := range t.nodes {
 		if !inPlay(a) || !t.named(a) {
 			continue
+		}
+		if a.Report != nil {
+			reported++
 		}
 		ranked := t.rank(a, t.req)
 		if len(ranked) == 0 || !ranked[0].OK() {
@@ -151,10 +155,13 @@ func (t *turn) obstacle(class isolation.Class, inPlay func(*account) bool) strin
 		codes[first]++
 	}
 	if verified == 0 {
-		if t.anyStale(class, inPlay) {
-			return "no node has a fresh proof of one"
+		switch {
+		case reported == 0:
+			return "no node" + where + " has reported yet"
+		case t.anyStale(class, inPlay):
+			return "no node" + where + " has a fresh proof of one"
 		}
-		return "no node verifies one"
+		return "no node" + where + " verifies one"
 	}
 	only := func(cs ...string) bool {
 		n := 0
@@ -165,17 +172,17 @@ func (t *turn) obstacle(class isolation.Class, inPlay func(*account) bool) strin
 	}
 	switch {
 	case only(CodeNoRoomCPU, CodeNoRoomMemory):
-		return "no node that verifies one has room"
+		return "no node" + where + " that verifies one has room"
 	case only(CodeHostPortTaken):
-		return "no node that verifies one has the host port free"
+		return "no node" + where + " that verifies one has the host port free"
 	case only(CodeSilent, CodeLost, CodeSuspect):
-		return "no node that verifies one can be reached"
+		return "no node" + where + " that verifies one can be reached"
 	case only(CodeCordoned):
-		return "every node that verifies one is cordoned"
+		return "every node" + where + " that verifies one is cordoned"
 	case only(CodeRefused):
-		return "every node that verifies one refused it"
+		return "every node" + where + " that verifies one refused it"
 	}
-	return "no node that verifies one can take it now"
+	return "no node" + where + " that verifies one can take it now"
 }
 
 // anyStale tells whether class was verified somewhere, too long ago.

@@ -26,7 +26,7 @@ func (t *turn) why(c candidate) string {
 		return fmt.Sprintf("%s; nothing stronger is installed in site %s", got, c.account.Site)
 	}
 	g := gs[0]
-	return fmt.Sprintf("%s; no %s: %s on %s", got, above, g.Reason, t.nodesOf(c.account.Site, g.Nodes))
+	return fmt.Sprintf("%s; no %s on %s: %s", got, above, t.nodesOf(c.account.Site, g.Nodes), g.Reason)
 }
 
 // nodesOf names nodes of a site as shortly as can be.
@@ -41,9 +41,9 @@ func (t *turn) nodesOf(site isolation.SiteID, nodes []isolation.NodeID) string {
 	case len(nodes) == 1:
 		return string(nodes[0])
 	case len(nodes) == all && all == 2:
-		return fmt.Sprintf("both nodes of %s", site)
+		return fmt.Sprintf("either node of %s", site)
 	case len(nodes) == all:
-		return fmt.Sprintf("all %d nodes of %s", all, site)
+		return fmt.Sprintf("any of the %d nodes of %s", all, site)
 	}
 	return fmt.Sprintf("%d of %d nodes of %s", len(nodes), all, site)
 }
@@ -55,43 +55,65 @@ func (t *turn) nothingAt(above isolation.Class, keep func(*account) bool) []Reas
 	d.req.Floor, d.req.Prefer, d.req.Pend = above, isolation.ClassUnknown, false
 	var rs []Rejection
 	for _, a := range t.nodes {
-		if keep(a) {
-			rs = append(rs, t.judge(a, d).deciding()...)
+		if !keep(a) {
+			continue
+		}
+		ranked := t.rank(a, d.req)
+		proven := len(ranked) > 0 && ranked[0].OK()
+		for _, r := range t.judge(a, d).deciding() {
+			// Where the class is not to be had, the node's state is beside the point.
+			if r.Code != isolation.CodeBelowFloor && (proven || r.Runtime != "") {
+				rs = append(rs, r)
+			}
 		}
 	}
-	return gather(slices.DeleteFunc(rs, func(r Rejection) bool { return r.Code == isolation.CodeBelowFloor }))
+	return gather(rs)
 }
 
-// deciding drops what says nothing new: of a runtime that is below the floor
-// or incompatible everything, unless the node has no better one; of one that is
-// not proven what it would lack besides.
+// deciding keeps of one node what stands between it and the workload: that its
+// site is not asked for, else its own reasons with those of the runtimes that
+// come nearest to being taken. What a runtime lacks that is farther off, or
+// besides a proof, is in the rejections for whoever wants to know all.
 func (v verdict) deciding() (out []Rejection) {
 	type id struct {
 		runtime isolation.Name
 		variant string
 	}
-	of := func(r Rejection) id { return id{r.Runtime, r.Variant} }
-	hopeless, unproven := map[id]bool{}, map[id]bool{}
+	far := map[id]int{}
+	nearest := len(tiers)
 	for _, r := range v.rejections {
-		switch r.Code {
-		case isolation.CodeBelowFloor, isolation.CodeIncompatible:
-			hopeless[of(r)] = true
-		case isolation.CodeNotVerified:
-			unproven[of(r)] = true
+		if r.Code == CodeSiteMismatch {
+			return []Rejection{r}
+		}
+		if r.Runtime != "" {
+			k := id{r.Runtime, r.Variant}
+			far[k] = max(far[k], tier(r.Code))
 		}
 	}
-	better := v.able || slices.ContainsFunc(v.rejections, func(r Rejection) bool { return r.Runtime != "" && !hopeless[of(r)] })
+	for _, n := range far {
+		nearest = min(nearest, n)
+	}
 	for _, r := range v.rejections {
-		switch {
-		case r.Runtime == "":
-		case hopeless[of(r)] && (better || r.Code == isolation.CodeNotVerified):
-			continue
-		case !hopeless[of(r)] && unproven[of(r)] && r.Code != isolation.CodeNotVerified:
-			continue
+		if r.Runtime == "" {
+			out = append(out, r)
+		} else if !v.able && far[id{r.Runtime, r.Variant}] == nearest && tier(r.Code) == nearest {
+			out = append(out, r)
 		}
-		out = append(out, r)
 	}
 	return out
+}
+
+// tiers are codes by how far a runtime that they hold for is from being taken.
+var tiers = [][]string{
+	{CodeNoRoomCPU, CodeNoRoomMemory, CodeRefused},
+	{isolation.CodeStale},
+	{isolation.CodeNotVerified},
+	{isolation.CodePreferUnmet},
+	{isolation.CodeBelowFloor, isolation.CodeIncompatible, isolation.CodeArchMismatch},
+}
+
+func tier(code string) int {
+	return slices.IndexFunc(tiers, func(codes []string) bool { return slices.Contains(codes, code) })
 }
 
 // gather groups rejections by what they say: the reason of the most nodes
