@@ -53,7 +53,7 @@ func probeFirecracker(ctx context.Context, in Inputs, _ Runner) []isolation.Find
 func emptyFilter(path string) string {
 	b, err := elf.Open(path)
 	if err != nil {
-		return fmt.Sprintf("is not a program that can be read: %s", oneLine(err.Error()))
+		return fmt.Sprintf("cannot be read as a program: %s", oneLine(err.Error()))
 	}
 	defer b.Close()
 	for _, p := range b.Progs {
