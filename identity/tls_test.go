@@ -349,6 +349,7 @@ func TestConnectionEndsWithTheShorterSVID(t *testing.T) {
 	if _, err := io.ReadFull(conn, make([]byte, 1)); err != nil {
 		t.Fatal(err)
 	}
+	conn.SetReadDeadline(notAfter.Add(5 * time.Second))
 	_, err = conn.Read(make([]byte, 1)) // idle until the end
 	at := time.Now()
 	if at.Before(notAfter) || at.After(notAfter.Add(time.Second)) {

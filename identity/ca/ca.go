@@ -299,3 +299,13 @@ func newSerial() (*big.Int, error) {
 	}
 	return n.Add(n, big.NewInt(1)), nil
 }
+
+// Proof returns a signing request (DER) by the authority's own key. It shows a
+// fleet that admits the authority that the one who asks holds the key.
+func (a *Authority) Proof() ([]byte, error) {
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, a.key)
+	if err != nil {
+		return nil, fmt.Errorf("prove possession of authority %s: %w", a.Pin(), err)
+	}
+	return der, nil
+}
