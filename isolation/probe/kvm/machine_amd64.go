@@ -215,10 +215,27 @@ func (m *machine) ioctl(fd int, request, arg uintptr) error {
 	return err
 }
 
+// call repeats what a signal of the Go runtime interrupted: making a machine,
+// for one, gives up then.
 func (m *machine) call(fd int, request, arg uintptr) (int, error) {
-	n, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), request, arg)
-	if errno != 0 {
-		return 0, errno
+	const patience = 100
+	for try := 0; ; try++ {
+		n, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), request, arg)
+		if errno == unix.EINTR && try < patience {
+			continue
+		}
+		if errno != 0 {
+			return 0, errno
+		}
+		return int(n), nil
 	}
-	return int(n), nil
+}
+
+// enter lets the processor run until it exits or a signal comes.
+func (m *machine) enter() error {
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(m.vcpu), kvmRun, 0)
+	if errno != 0 {
+		return errno
+	}
+	return nil
 }

@@ -30,8 +30,6 @@ const (
 // runGuest measures. It is called in a process of its own.
 func runGuest() (o outcome) {
 	runtime.LockOSThread()
-	stop := kick(unix.Gettid())
-	defer stop()
 	fail := func(stage string, err error) outcome {
 		o.Stage, o.Error = stage, err.Error()
 		o.Denied = stage == "open" && errors.Is(err, os.ErrPermission)
@@ -110,7 +108,9 @@ func (o *outcome) rates(kvm int) (stage string, err error) {
 
 // kick interrupts the thread again and again, which is what brings KVM_RUN
 // back from a guest that does not exit. The signal is the one that the Go
-// runtime itself uses to interrupt threads, and ignores when it did not.
+// runtime itself uses to interrupt threads, and ignores when it did not. Only a
+// running guest is interrupted: making a machine takes longer than kickEvery
+// on a slow host, and would never get done.
 func kick(tid int) (stop func()) {
 	end, ended := make(chan struct{}), make(chan struct{})
 	go func() {
@@ -139,10 +139,11 @@ type result struct {
 // run lets the processor go until it has halted halts times, fails or has used
 // its slice of CPU time. heard takes what the guest says.
 func (m *machine) run(slice time.Duration, heard func(byte), halts int) result {
+	defer kick(unix.Gettid())()
 	began, cpu0 := time.Now(), threadCPU()
 	used := func() time.Duration { return threadCPU() - cpu0 }
 	for exits := 0; exits < maxExits; {
-		err := m.ioctl(m.vcpu, kvmRun, 0)
+		err := m.enter()
 		switch {
 		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN):
 			if used() >= slice {
