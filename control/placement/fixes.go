@@ -241,7 +241,7 @@ func (t *turn) changeFile(inPlay func(*account) bool, add addFix) {
 		}
 	}
 	t.fewer(add)
-	if len(t.demand.sites) > 0 {
+	if len(t.demand.sites) > 0 && t.Spec.Placement.PerSite == nil {
 		d := t.demand
 		d.sites = nil
 		elsewhere := func(a *account) bool { return !slices.Contains(t.demand.sites, string(a.Site)) }
@@ -325,7 +325,13 @@ func (t *turn) mendHost(inPlay func(*account) bool, add addFix) {
 		if !inPlay(a) || !t.named(a) {
 			continue
 		}
+		if len(a.blockers(t.demand)) > 0 {
+			continue
+		}
 		for _, c := range t.rank(a, t.req) {
+			if len(a.room(t.demand, c.Finding)) > 0 {
+				continue
+			}
 			var fix string
 			for _, r := range c.Rejected {
 				if r.Code != isolation.CodeNotVerified {
