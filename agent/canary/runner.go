@@ -145,7 +145,7 @@ func (r *Runner) observe(ctx context.Context, c probe.Candidate) (out probe.Obse
 	measuring, cancel := context.WithTimeout(ctx, measureWait)
 	defer cancel()
 	if e.boundary, err = look(measuring, task.Pid()); err != nil {
-		return out, silent(measuring, "be measured", err)
+		return out, silent(measuring, "let itself be measured", err)
 	}
 	if c.Class > isolation.ClassContainer {
 		e.onHost, _ = onHost(e.nonce)

@@ -92,7 +92,6 @@ func onHostLauncher(t *testing.T, kills *atomic.Int32) Launcher {
 		cmd := exec.Command(path, args...)
 		cmd.SysProcAttr = &syscall.SysProcAttr{
 			Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWNET | syscall.CLONE_NEWIPC | syscall.CLONE_NEWUTS,
-			Pdeathsig:  syscall.SIGKILL,
 		}
 		pipe, err := cmd.StdoutPipe()
 		if err != nil {

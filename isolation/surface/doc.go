@@ -17,9 +17,9 @@
 //
 // Reading a filter stops each filtered thread for some microseconds; a thread
 // in a call that the kernel cannot restart sees EINTR, as after any signal.
-// No thread is left stopped: the tracing OS thread ends with the measurement,
-// and the kernel then releases whatever it still traced, also if this process
-// is killed half way. Measure needs CAP_SYS_ADMIN and CAP_SYS_PTRACE over the
+// No thread is left stopped: a tracing OS thread that could not let go ends
+// with the measurement, and the kernel then releases what it traced, also if
+// this process is killed half way. Measure needs CAP_SYS_ADMIN and CAP_SYS_PTRACE over the
 // process and must itself run without a seccomp filter.
 //
 // The process must not be a child of this one that another goroutine is

@@ -36,8 +36,10 @@ func readFilters(ctx context.Context, tids []int) ([]thread, error) {
 		err     error
 	}
 	done := make(chan result, 1)
-	// The goroutine never unlocks its thread, so the thread ends with it and
-	// the kernel lets go of every tracee that is still attached.
+	// A thread that is left with a tracee stays locked, so that it ends with
+	// its goroutine and the kernel lets go of the tracee. Otherwise it goes back
+	// to the pool: its end would also kill whatever child it had started with a
+	// parent-death signal.
 	var trace func()
 	trace = func() {
 		runtime.LockOSThread()
@@ -51,8 +53,10 @@ func readFilters(ctx context.Context, tids []int) ([]thread, error) {
 			return
 		}
 		var r result
+		attached := false
 		for _, tid := range tids {
-			t, err := readThread(ctx, tid)
+			t, held, err := readThread(ctx, tid)
+			attached = attached || held
 			if errors.Is(err, ErrGone) {
 				continue
 			}
@@ -62,6 +66,9 @@ func readFilters(ctx context.Context, tids []int) ([]thread, error) {
 			}
 			r.threads = append(r.threads, t)
 		}
+		if !attached {
+			runtime.UnlockOSThread()
+		}
 		done <- r
 	}
 	go trace()
@@ -69,38 +76,38 @@ func readFilters(ctx context.Context, tids []int) ([]thread, error) {
 	return r.threads, r.err
 }
 
-// readThread attaches to one thread, reads its filters and detaches. It runs
-// on a locked OS thread.
-func readThread(ctx context.Context, tid int) (thread, error) {
+// readThread attaches to one thread, reads its filters and detaches; attached
+// says that it may still hold it. It runs on a locked OS thread.
+func readThread(ctx context.Context, tid int) (t thread, attached bool, err error) {
 	if err := unix.PtraceSeize(tid); err != nil {
 		if exiting(tid) {
-			return thread{}, ErrGone // the kernel says EPERM of such a thread
+			return thread{}, false, ErrGone // the kernel says EPERM of such a thread
 		}
-		return thread{}, traceError("attach", err)
+		return thread{}, false, traceError("attach", err)
 	}
 	if err := unix.PtraceInterrupt(tid); err != nil {
-		return thread{}, traceError("interrupt", err)
+		return thread{}, true, traceError("interrupt", err)
 	}
 	pending, err := awaitStop(ctx, tid)
 	if err != nil {
-		return thread{}, err
+		return thread{}, true, err
 	}
-	t := thread{mode: ModeFilter}
+	t = thread{mode: ModeFilter}
 	for i := 0; ; i++ {
 		p, err := filterAt(tid, i)
 		if errors.Is(err, unix.ENOENT) {
 			break
 		}
 		if err != nil {
-			_ = detach(tid, pending)
-			return thread{}, traceError(fmt.Sprintf("read filter %d", i), err)
+			derr := detach(tid, pending)
+			return thread{}, derr != nil, traceError(fmt.Sprintf("read filter %d", i), err)
 		}
 		t.filters = append(t.filters, p)
 	}
 	if err := detach(tid, pending); err != nil {
-		return thread{}, traceError("detach", err)
+		return thread{}, true, traceError("detach", err)
 	}
-	return t, nil
+	return t, false, nil
 }
 
 // awaitStop waits until the thread is in a ptrace stop. It polls, because a
