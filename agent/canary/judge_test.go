@@ -99,9 +99,7 @@ func TestJudge(t *testing.T) {
 
 func TestStandardDevicesAreNoFinding(t *testing.T) {
 	e := good(isolation.ClassContainer)
-	for _, d := range []Device{{"/dev/null", false, 1, 3}, {"/dev/tty", false, 5, 0}, {"/dev/pts/0", false, 136, 0}} {
-		e.sight.Devices = append(e.sight.Devices, d)
-	}
+	e.sight.Devices = []Device{{"/dev/null", false, 1, 3}, {"/dev/tty", false, 5, 0}, {"/dev/pts/0", false, 136, 0}}
 	if got := judge(e); got.Class != isolation.ClassContainer {
 		t.Errorf("got %v, %q", got.Class, got.Reason)
 	}

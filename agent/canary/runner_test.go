@@ -50,7 +50,6 @@ func TestMain(m *testing.M) {
 // does that silently isolates nothing.
 type hostTask struct {
 	cmd   *exec.Cmd
-	out   *bytes.Buffer
 	lines chan []byte
 	kills *atomic.Int32
 }
