@@ -1,0 +1,72 @@
+# One Makefile for people and for CI. `make demo` and `make test` are the two
+# commands of the README; both install what they need from Debian.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := build
+export GOTOOLCHAIN := local
+export CGO_ENABLED ?= 0
+
+BUF := go tool -modfile=proto/buf.mod buf
+VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X redoubt.dev/redoubt/cmd/redoubt/cli.Version=$(VERSION)
+KEEP ?=
+
+.PHONY: build deps runtimes generate generate-check lint test unit race script net sim bench fuzz-smoke demo mutants clean
+
+deps:
+	@deploy/deps.sh
+
+runtimes: deps
+	@$(MAKE) --no-print-directory -C deploy/runtimes all
+
+# bin/redoubt is one file that carries its runtimes.
+build: runtimes
+	@mkdir -p bin
+	go build -trimpath -ldflags '$(LDFLAGS)' -o bin/redoubt ./cmd/redoubt
+
+generate: deps
+	$(BUF) generate
+	go generate ./...
+
+# What is generated is committed, and current.
+generate-check: deps
+	@integration/generated.sh
+
+lint: deps
+	@test -z "$$(gofmt -l $$(git ls-files '*.go' | grep -v '\.pb\.go$$'))" || { echo "gofmt would change:"; gofmt -l $$(git ls-files '*.go' | grep -v '\.pb\.go$$'); exit 1; }
+	$(BUF) lint
+	go vet ./...
+	go tool staticcheck ./...
+
+demo: build
+	@go run ./integration/demo $(if $(KEEP),-keep)
+
+test: build
+	@integration/test.sh
+
+unit: build
+	go test ./...
+
+race: build
+	CGO_ENABLED=1 go test -race $(RACE) ./...
+
+script: build
+	go test ./integration/script/...
+
+net: build
+	go test -v ./integration/net/...
+
+sim: build
+	go test ./integration/sim/...
+
+bench: build
+	go run ./integration/bench
+
+fuzz-smoke: deps
+	@integration/fuzz.sh
+
+mutants: build
+	@go run ./integration/mutants
+
+clean:
+	rm -rf bin deploy/runtimes/out/*.zst deploy/runtimes/out/manifest.json

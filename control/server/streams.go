@@ -1,0 +1,307 @@
+package server
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	redoubtv1 "redoubt.dev/redoubt/proto/redoubt/v1"
+)
+
+// attachDeadline is how long an agent has to dial back for a stream. It covers
+// one handshake over a slow link.
+const attachDeadline = 20 * time.Second
+
+// maxPendingStreams bounds what waits for an agent to dial back.
+const maxPendingStreams = 1024
+
+// attachStream is the agent's end of a stream that it dialled.
+type attachStream = grpc.BidiStreamingServer[redoubtv1.AttachRequest, redoubtv1.AttachResponse]
+
+// rendezvous pairs a user's stream on this server with the connection that the
+// instance's agent dials for it. A stream id is a secret of 128 bits, is used
+// once, and is honoured only for the node it was made for.
+type rendezvous struct {
+	mu      sync.Mutex
+	waiting map[string]*waiter
+}
+
+type waiter struct {
+	node     string
+	attached chan attachStream // capacity 1
+	done     chan struct{}     // closed when the user's side has ended
+}
+
+func newRendezvous() *rendezvous { return &rendezvous{waiting: map[string]*waiter{}} }
+
+// expect registers a stream for node. The caller must call release.
+func (r *rendezvous) expect(node string) (id string, w *waiter, err error) {
+	var b [16]byte
+	if _, err := rand.Read(b[:]); err != nil {
+		return "", nil, fmt.Errorf("make a stream id: %w", err)
+	}
+	id = hex.EncodeToString(b[:])
+	w = &waiter{node: node, attached: make(chan attachStream, 1), done: make(chan struct{})}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.waiting) >= maxPendingStreams {
+		return "", nil, status.Errorf(codes.ResourceExhausted, "%d streams are open on this server, its limit: close some or use another server", maxPendingStreams)
+	}
+	r.waiting[id] = w
+	return id, w, nil
+}
+
+func (r *rendezvous) release(id string, w *waiter) {
+	r.mu.Lock()
+	delete(r.waiting, id)
+	r.mu.Unlock()
+	close(w.done)
+}
+
+// attach hands the agent's stream to whoever expects it and blocks until that
+// side is done.
+func (r *rendezvous) attach(node, id string, stream attachStream) error {
+	r.mu.Lock()
+	w, ok := r.waiting[id]
+	r.mu.Unlock()
+	if !ok {
+		return status.Error(codes.NotFound, "no such stream: its caller has gone")
+	}
+	if w.node != node {
+		return status.Errorf(codes.PermissionDenied, "that stream is for another node than %s", node)
+	}
+	select {
+	case w.attached <- stream:
+	default:
+		return status.Error(codes.AlreadyExists, "that stream is attached already")
+	}
+	select {
+	case <-w.done:
+		return nil
+	case <-stream.Context().Done():
+		return stream.Context().Err()
+	}
+}
+
+// Attach is the agent's side of a stream.
+func (s *agentAPI) Attach(stream attachStream) error {
+	node := callerFrom(stream.Context())
+	first, err := stream.Recv()
+	if err != nil {
+		return err
+	}
+	if first.GetStreamId() == "" {
+		return status.Error(codes.InvalidArgument, "the first message of Attach must be a stream_id")
+	}
+	return s.streams.attach(node.Name(), first.GetStreamId(), stream)
+}
+
+// open finds node's session on any server, has the agent dial this one, and
+// returns its stream. release must be called when the caller is done.
+func (s *Server) open(ctx context.Context, node string, open *redoubtv1.StreamOpen) (attachStream, func(), error) {
+	id, w, err := s.streams.expect(node)
+	if err != nil {
+		return nil, nil, err
+	}
+	release := func() { s.streams.release(id, w) }
+	open.StreamId, open.ServerAddress, open.ServerId = id, s.cfg.AdvertiseAPI, s.cfg.ID
+	if err := s.passOpen(ctx, node, open); err != nil {
+		release()
+		return nil, nil, err
+	}
+	timer := time.NewTimer(attachDeadline)
+	defer timer.Stop()
+	select {
+	case st := <-w.attached:
+		return st, release, nil
+	case <-timer.C:
+		release()
+		return nil, nil, status.Errorf(codes.Unavailable, "node %s holds a session but did not dial %s within %s: can it reach that address?", node, s.cfg.AdvertiseAPI, attachDeadline)
+	case <-ctx.Done():
+		release()
+		return nil, nil, ctx.Err()
+	}
+}
+
+// passOpen gives the request to whichever server holds node's session.
+func (s *Server) passOpen(ctx context.Context, node string, open *redoubtv1.StreamOpen) error {
+	if s.sessions.send(node, &redoubtv1.SessionResponse{Message: &redoubtv1.SessionResponse_StreamOpen{StreamOpen: open}}) {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	for _, peer := range s.otherServers() {
+		conn, err := s.peers.conn(peer)
+		if err != nil {
+			continue
+		}
+		r, err := redoubtv1.NewPeerServiceClient(conn).OpenStream(ctx, &redoubtv1.OpenStreamRequest{Node: node, Open: open})
+		if err == nil && r.GetPassed() {
+			return nil
+		}
+	}
+	return status.Errorf(codes.Unavailable, "node %s has no session with any server now; `redoubt node list` tells since when", node)
+}
+
+// Exec joins a user's stream and an agent's.
+func (s *fleetAPI) Exec(user grpc.BidiStreamingServer[redoubtv1.ExecRequest, redoubtv1.ExecResponse]) error {
+	first, err := user.Recv()
+	if err != nil {
+		return err
+	}
+	start := first.GetStart()
+	if start == nil {
+		return status.Error(codes.InvalidArgument, "the first message of Exec must be its start")
+	}
+	if len(start.GetCommand()) == 0 {
+		return status.Error(codes.InvalidArgument, "exec: no command was given")
+	}
+	target, err := s.runningInstance(user.Context(), start.GetNamespace(), start.GetName())
+	if err != nil {
+		return err
+	}
+	agent, release, err := s.open(user.Context(), target.Node, &redoubtv1.StreamOpen{
+		Uid: target.UID, Request: &redoubtv1.StreamOpen_Exec{Exec: start},
+	})
+	if err != nil {
+		return err
+	}
+	defer release()
+
+	// The user's input goes on in a goroutine that ends with the user's
+	// stream: gRPC ends its Recv when this handler returns.
+	go func() {
+		for {
+			m, err := user.Recv()
+			if err != nil {
+				if err == io.EOF {
+					m = &redoubtv1.ExecRequest{Message: &redoubtv1.ExecRequest_CloseStdin{CloseStdin: true}}
+					_ = agent.Send(&redoubtv1.AttachResponse{Message: &redoubtv1.AttachResponse_Exec{Exec: m}})
+				}
+				return
+			}
+			if agent.Send(&redoubtv1.AttachResponse{Message: &redoubtv1.AttachResponse_Exec{Exec: m}}) != nil {
+				return
+			}
+		}
+	}()
+	if err := user.Send(&redoubtv1.ExecResponse{Message: &redoubtv1.ExecResponse_Started{Started: target.Instance}}); err != nil {
+		return err
+	}
+	for {
+		m, err := agent.Recv()
+		if err != nil {
+			return status.Errorf(codes.Unavailable, "the stream to node %s broke: %v", target.Node, cause(err))
+		}
+		switch m := m.GetMessage().(type) {
+		case *redoubtv1.AttachRequest_Exec:
+			if err := user.Send(m.Exec); err != nil {
+				return err
+			}
+			if _, ok := m.Exec.GetMessage().(*redoubtv1.ExecResponse_ExitCode); ok {
+				return nil
+			}
+		case *redoubtv1.AttachRequest_Error:
+			return status.Error(codes.Code(m.Error.GetCode()), m.Error.GetMessage())
+		}
+	}
+}
+
+// Logs merges the logs of one or of all instances of a workload. One slow or
+// broken instance does not end the others.
+func (s *fleetAPI) Logs(req *redoubtv1.LogsRequest, user grpc.ServerStreamingServer[redoubtv1.LogsResponse]) error {
+	targets, err := s.instancesOf(user.Context(), req.GetNamespace(), req.GetName())
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(user.Context())
+	defer cancel()
+	out := make(chan *redoubtv1.LogsResponse)
+	var wg sync.WaitGroup
+	for _, t := range targets {
+		wg.Go(func() { s.logsOf(ctx, t, req, out) })
+	}
+	go func() { wg.Wait(); close(out) }()
+	var failed error
+	for m := range out {
+		if failed == nil {
+			if failed = user.Send(m); failed != nil {
+				cancel()
+			}
+		}
+	}
+	return failed
+}
+
+// logsOf copies one instance's log to out until it ends or ctx does.
+func (s *fleetAPI) logsOf(ctx context.Context, t instanceRef, req *redoubtv1.LogsRequest, out chan<- *redoubtv1.LogsResponse) {
+	send := func(m *redoubtv1.LogsResponse) bool {
+		m.Instance = t.Instance
+		select {
+		case out <- m:
+			return true
+		case <-ctx.Done():
+			return false
+		}
+	}
+	agent, release, err := s.open(ctx, t.Node, &redoubtv1.StreamOpen{Uid: t.UID, Request: &redoubtv1.StreamOpen_Logs{Logs: req}})
+	if err != nil {
+		send(&redoubtv1.LogsResponse{Error: status.Convert(err).Message()})
+		return
+	}
+	defer release()
+	recv := make(chan *redoubtv1.AttachRequest)
+	go func() {
+		defer close(recv)
+		for {
+			m, err := agent.Recv()
+			if err != nil {
+				return
+			}
+			select {
+			case recv <- m:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case m, ok := <-recv:
+			if !ok {
+				return
+			}
+			switch m := m.GetMessage().(type) {
+			case *redoubtv1.AttachRequest_Logs:
+				if !send(&redoubtv1.LogsResponse{Data: m.Logs}) {
+					return
+				}
+			case *redoubtv1.AttachRequest_Error:
+				send(&redoubtv1.LogsResponse{Error: m.Error.GetMessage()})
+				return
+			}
+		}
+	}
+}
+
+// instanceRef is enough to reach an instance.
+type instanceRef struct {
+	UID, Instance, Node string
+}
+
+func cause(err error) string {
+	if err == io.EOF {
+		return "it ended early"
+	}
+	return status.Convert(err).Message()
+}
