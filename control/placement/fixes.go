@@ -118,15 +118,18 @@ func (t *turn) liftNode(inPlay func(*account) bool, add addFix) {
 				room = f
 			}
 		}
+		if c, _, ok := t.lifted(a, t.demand, CodeRefused); ok {
+			add(costUncordon, fmt.Sprintf("put right what %s refused it for", a.ID), "%s there is tried again by itself after a while", c.Finding.Runtime)
+		}
 		if c, _, ok := t.lifted(a, t.demand, CodeCordoned); ok {
-			add(costUncordon, fmt.Sprintf("uncordon %s", a.ID), "%s there takes it (%.2f)", c.Finding.Runtime, c.Score)
+			add(costUncordon, fmt.Sprintf("uncordon %s", a.ID), "%s there then takes it (%.2f)", c.Finding.Runtime, c.Score)
 		}
 		if c, _, ok := t.lifted(a, t.demand, CodeSilent, CodeSuspect, CodeLost); ok {
-			add(costLink, fmt.Sprintf("bring %s back", a.ID), "%s there takes it (%.2f)", c.Finding.Runtime, c.Score)
+			add(costLink, fmt.Sprintf("bring %s back", a.ID), "%s there then takes it (%.2f)", c.Finding.Runtime, c.Score)
 		}
 	}
 	if room != nil {
-		add(costRoom, room.change(), "%s there takes it (%.2f)%s", room.choice.Finding.Runtime, room.choice.Score, room.holders())
+		add(costRoom, room.change(), "%s there then takes it (%.2f)%s", room.choice.Finding.Runtime, room.choice.Score, room.holders())
 	}
 }
 

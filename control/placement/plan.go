@@ -164,7 +164,7 @@ func (t *turn) stop(i *fleet.Instance, why string) {
 	if a := t.byID[i.Node]; a != nil && i.Live() {
 		a.copies[t.spec.Key()]--
 	}
-	t.stops = append(t.stops, Stop{UID: i.UID, Namespace: i.Namespace, Workload: i.Workload, Instance: i.Instance, Node: i.Node, Why: why})
+	t.stops = append(t.stops, Stop{UID: i.UID, Namespace: i.Namespace, Workload: i.Workload, Instance: i.Instance, Node: i.Node, Why: line(why)})
 }
 
 // runService keeps desired copies of a group: below the floor stops at once,
@@ -266,6 +266,17 @@ func (t *turn) roll(g group) {
 	}
 }
 
+// line keeps what is stored with every instance short: part of it is an
+// agent's own words, which may be of any length.
+func line(s string) string {
+	const most = 300
+	s = strings.Join(strings.Fields(s), " ")
+	if len(s) > most {
+		s = strings.ToValidUTF8(s[:most], "") + "…"
+	}
+	return s
+}
+
 func (t *turn) inGroup(g group) func(*account) bool {
 	return func(a *account) bool { return g.site == "" || string(a.Site) == g.site }
 }
@@ -297,7 +308,7 @@ func (t *turn) assign(c candidate) {
 			CPUMillis: t.Spec.CPUMillis(), MemoryBytes: t.Spec.MemoryBytes() + f.OverheadMemory,
 		},
 	}
-	s.Why = t.why(c)
+	s.Why = line(t.why(c))
 	a.take(holding{instance: s.Instance, cpu: s.CPUMillis, memory: s.MemoryBytes, ports: t.Spec.HostPorts()})
 	a.copies[t.Spec.Key()]++
 	t.ordinal++

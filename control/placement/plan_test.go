@@ -1,6 +1,7 @@
 package placement
 
 import (
+	"strings"
 	"testing"
 
 	"redoubt.dev/redoubt/control/fleet"
@@ -73,5 +74,25 @@ func BenchmarkPlan100Nodes100Workloads(b *testing.B) {
 		if r := Plan(in, Policy{}); len(r.Assign) != 500 {
 			b.Fatal(len(r.Assign))
 		}
+	}
+}
+
+// A node whose agent writes a novel as its reason must not make assignments
+// that the state refuses for their size.
+func TestWhyIsOneShortLine(t *testing.T) {
+	one := 1
+	novel := isolation.Finding{Runtime: "kata-qemu", Class: isolation.ClassVM, State: isolation.StateUnusable, Reason: strings.Repeat("it\nrained… ", 5000)}
+	gvisor := isolation.Finding{Runtime: "gvisor", Class: isolation.ClassSandbox, State: isolation.StateVerified}
+	r := Plan(Input{
+		Nodes: []Node{{State: fleet.NodeReady, Fresh: []bool{true, true}, Node: &fleet.Node{ID: "n", Site: "s",
+			Report: &isolation.Report{Host: isolation.Host{CPUMillis: 1000, MemoryBytes: 1 << 30}, Findings: []isolation.Finding{gvisor, novel}}}}},
+		Workloads: []Workload{{StoredWorkload: &fleet.StoredWorkload{Revision: 1, Spec: &fleet.Workload{Kind: fleet.KindService, Name: "web",
+			Isolation: fleet.IsolationSpec{Floor: isolation.ClassSandbox}, Placement: fleet.PlacementSpec{Replicas: &one}}}}},
+	}, Policy{})
+	if len(r.Assign) != 1 {
+		t.Fatalf("%+v", r)
+	}
+	if why := r.Assign[0].Why; len(why) > 310 || strings.Contains(why, "\n") || !strings.HasPrefix(why, "gvisor gives sandbox; no vm on n: it rained") {
+		t.Errorf("%d bytes: %.80q", len(why), why)
 	}
 }
