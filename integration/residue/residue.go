@@ -1,0 +1,162 @@
+package residue
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Options say where to look.
+type Options struct {
+	// Clone is the folder that may change.
+	Clone string
+	// Ignore lists further folders and files, by path prefix.
+	Ignore []string
+	// Root is walked for files, "/" if empty. Other file systems mounted
+	// below it are walked only where they can keep what a program writes.
+	Root string
+}
+
+// List is what a host holds, by kind and then by name; the value says how it
+// is.
+type List struct {
+	Things map[Kind]map[string]string
+	procs  map[int]proc
+	// held are files that processes have open, with the holders.
+	held map[string][]int
+}
+
+// Kind is a sort of thing that can stay behind.
+type Kind string
+
+// The kinds, in the order in which Diff reports them.
+const (
+	Process   Kind = "process"
+	Mount     Kind = "mount"
+	Namespace Kind = "network namespace"
+	Link      Kind = "link"
+	Rule      Kind = "nft rule"
+	Group     Kind = "control group"
+	Sysctl    Kind = "sysctl"
+	File      Kind = "file"
+)
+
+var kinds = []Kind{Process, Mount, Namespace, Link, Rule, Group, Sysctl, File}
+
+// Take lists the host.
+func Take(o Options) (List, error) {
+	l := List{Things: map[Kind]map[string]string{}}
+	for _, k := range kinds {
+		l.Things[k] = map[string]string{}
+	}
+	for _, step := range []struct {
+		what string
+		do   func(*List, Options) error
+	}{
+		{"processes", processes}, {"mounts", mounts}, {"network namespaces", namespaces},
+		{"links", links}, {"nft rules", rules}, {"control groups", groups},
+		{"sysctls", sysctls}, {"files", files},
+	} {
+		if err := step.do(&l, o); err != nil {
+			return List{}, fmt.Errorf("list %s: %w", step.what, err)
+		}
+	}
+	return l, nil
+}
+
+// Difference is one thing that is not as it was.
+type Difference struct {
+	Kind Kind
+	Name string
+	// Before and After say how it was and is; empty where it was not there.
+	Before, After string
+}
+
+func (d Difference) String() string {
+	switch {
+	case d.Before == "":
+		return fmt.Sprintf("new %s: %s (%s)", d.Kind, d.Name, d.After)
+	case d.After == "":
+		return fmt.Sprintf("%s is gone: %s (%s)", d.Kind, d.Name, d.Before)
+	}
+	return fmt.Sprintf("%s changed: %s: %s -> %s", d.Kind, d.Name, d.Before, d.After)
+}
+
+// Diff lists what differs, sorted by kind and name.
+func Diff(before, after List) []Difference {
+	var out []Difference
+	for _, k := range kinds {
+		b, a := before.Things[k], after.Things[k]
+		var names []string
+		for n := range b {
+			names = append(names, n)
+		}
+		for n := range a {
+			if _, ok := b[n]; !ok {
+				names = append(names, n)
+			}
+		}
+		slices.Sort(names)
+		for _, n := range names {
+			if d := (Difference{k, n, b[n], a[n]}); d.Before != d.After && !excused(before, after, d) {
+				out = append(out, d)
+			}
+		}
+	}
+	return out
+}
+
+// excused applies the rules of the package comment.
+func excused(before, after List, d Difference) bool {
+	switch d.Kind {
+	case Process:
+		if d.Before != "" {
+			return true // what ended has left nothing
+		}
+		return after.descends(before, d.Name)
+	case Namespace:
+		// One that only processes of others hold.
+		return d.Before != "" || after.foreign(before, d.Name)
+	case File:
+		for _, pid := range append(slices.Clone(before.held[d.Name]), after.held[d.Name]...) {
+			if pid != os.Getpid() && before.older(after, pid) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// Settled takes lists until one differs in nothing from before, for as long as
+// patience lasts: the kernel frees namespaces and groups a little after the last
+// user is gone. It returns what still differs.
+func Settled(ctx context.Context, before List, o Options, patience time.Duration) ([]Difference, error) {
+	deadline := time.Now().Add(patience)
+	for {
+		after, err := Take(o)
+		if err != nil {
+			return nil, err
+		}
+		diff := Diff(before, after)
+		if len(diff) == 0 || time.Now().After(deadline) {
+			return diff, nil
+		}
+		select {
+		case <-ctx.Done():
+			return diff, ctx.Err()
+		case <-time.After(500 * time.Millisecond):
+		}
+	}
+}
+
+// Describe puts differences on lines.
+func Describe(ds []Difference) string {
+	lines := make([]string, len(ds))
+	for i, d := range ds {
+		lines[i] = "  " + d.String()
+	}
+	return strings.Join(lines, "\n")
+}
