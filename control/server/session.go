@@ -396,7 +396,9 @@ func (a *agentAPI) assignments(view *state.View, ws state.WatchSet, node string,
 func assignmentsToProto(instances []*fleet.Instance) []*redoubtv1.Assignment {
 	var out []*redoubtv1.Assignment
 	for _, i := range instances {
-		out = append(out, state.AssignmentToProto(&i.Assignment))
+		a := state.AssignmentToProto(&i.Assignment)
+		a.Stop = i.MustStop()
+		out = append(out, a)
 	}
 	return out
 }
