@@ -48,7 +48,9 @@ func ociSpec(s driver.Spec, image ocispec.ImageConfig, r ociRuntime, cgroup stri
 	if err != nil {
 		return nil, err
 	}
-	caps := slices.Clone(defaultCapabilities)
+	caps := slices.DeleteFunc(slices.Clone(defaultCapabilities), func(c string) bool {
+		return slices.Contains(s.DropCapabilities, c) || slices.Contains(s.DropCapabilities, "ALL")
+	})
 	for _, c := range s.AddCapabilities {
 		if !strings.HasPrefix(c, "CAP_") {
 			return nil, fmt.Errorf("capability %q: names start with CAP_", c)

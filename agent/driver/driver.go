@@ -54,9 +54,12 @@ type Spec struct {
 
 	ReadOnlyRoot    bool
 	AddCapabilities []string // beyond the hardened default, "CAP_…"
-	Tmpfs           []Tmpfs
-	Mounts          []Mount // host paths; the caller has checked the allow list
-	Limits          Limits
+	// DropCapabilities are taken from the default before any is added: "ALL" or
+	// "CAP_…".
+	DropCapabilities []string
+	Tmpfs            []Tmpfs
+	Mounts           []Mount // host paths; the caller has checked the allow list
+	Limits           Limits
 
 	Netns      string // path of a pinned network namespace; empty: a new one with lo only
 	Hostname   string

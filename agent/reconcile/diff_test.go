@@ -24,7 +24,10 @@ var (
 
 func TestDiff(t *testing.T) {
 	running := driver.Container{ID: "rd-a", State: driver.StateRunning, Pid: 4, Labels: map[string]string{LabelAttempt: "2", LabelGrace: "3s"}}
-	with := func(c driver.Container, f func(*driver.Container)) []driver.Container { f(&c); return []driver.Container{c} }
+	with := func(c driver.Container, f func(*driver.Container)) []driver.Container {
+		f(&c)
+		return []driver.Container{c}
+	}
 	exited := func(attempt string) []driver.Container {
 		return with(running, func(c *driver.Container) {
 			c.State, c.Exit, c.Labels = driver.StateExited, &driver.Exit{Code: 1}, map[string]string{LabelAttempt: attempt}

@@ -435,7 +435,15 @@ func (s *Store) Generation(sum string) (uint64, error) {
 	if s.meta.Report == sum && s.meta.Generation > 0 {
 		return s.meta.Generation, nil
 	}
-	if err := s.setMeta(func(m *meta) { m.Generation++; m.Report = sum }); err != nil {
+	if err := s.setMeta(func(m *meta) {
+		m.Generation++
+		if m.Generation == 1 {
+			// The fleet may remember generations of a store that was lost, and
+			// never takes a lower one. Seconds outrun any number of changes.
+			m.Generation = max(1, uint64(time.Now().Unix()))
+		}
+		m.Report = sum
+	}); err != nil {
 		return 0, err
 	}
 	return s.meta.Generation, nil
