@@ -238,8 +238,10 @@ func Follow(ctx context.Context, path string, from int64, w io.Writer) (int64, e
 		}
 		// Without the lock: a reader who does not read must not keep the log
 		// from being bounded.
-		if _, err := w.Write(chunk.Bytes()); err != nil {
-			return p.at, fmt.Errorf("follow log %s: %w", path, err)
+		if chunk.Len() > 0 {
+			if _, err := w.Write(chunk.Bytes()); err != nil {
+				return p.at, fmt.Errorf("follow log %s: %w", path, err)
+			}
 		}
 		if chunk.Len() >= chunkSize {
 			continue // there may be more at once
