@@ -1,0 +1,238 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"redoubt.dev/redoubt/cmd/redoubt/workloadfile"
+)
+
+// Version is what was built; the Makefile sets it.
+var Version = "unknown"
+
+// Exit codes.
+const (
+	exitDone        = 0
+	exitChanges     = 1 // plan
+	exitError       = 2
+	exitUnplaceable = 3 // plan
+	exitInterrupted = 130
+)
+
+// Env is all that a command takes from the process it runs in.
+type Env struct {
+	Args   []string // without the program's name
+	Stdin  io.Reader
+	Stdout io.Writer
+	Stderr io.Writer
+	Getenv func(string) string
+	// DevContext is where `redoubt dev` leaves its context.
+	DevContext string
+}
+
+// Process is the Env of this process.
+func Process() Env {
+	return Env{
+		Args: os.Args[1:], Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
+		Getenv: os.Getenv, DevContext: "/run/redoubt/dev/context",
+	}
+}
+
+// app is one run of the command.
+type app struct {
+	Env
+	// flags of every client verb
+	context   string
+	namespace string
+	format    string
+	quiet     bool
+	// code is the exit code where no error is returned.
+	code int
+}
+
+// exitCode ends a command with a code of its own. Where err is nil, what there
+// was to say has been said.
+type exitCode struct {
+	code int
+	err  error
+}
+
+func (e exitCode) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit code %d", e.code)
+	}
+	return e.err.Error()
+}
+func (e exitCode) Unwrap() error { return e.err }
+
+// Run runs one command. SIGINT and SIGTERM end it gracefully; a second one at
+// once.
+func Run(ctx context.Context, env Env) int {
+	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	defer context.AfterFunc(ctx, stop)()
+
+	a := &app{Env: env}
+	root := a.root()
+	root.SetArgs(env.Args)
+	root.SetIn(env.Stdin)
+	root.SetOut(env.Stdout)
+	root.SetErr(env.Stderr)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return a.code
+	}
+	var exit exitCode
+	if errors.As(err, &exit) && exit.err == nil {
+		return exit.code
+	}
+	if ctx.Err() != nil && (errors.Is(err, context.Canceled) || status.Code(err) == codes.Canceled) {
+		return exitInterrupted
+	}
+	fmt.Fprintln(env.Stderr, complaint(err))
+	if exit.code != 0 {
+		return exit.code
+	}
+	return exitError
+}
+
+// complaint is an error in the words for a person.
+func complaint(err error) string {
+	var file workloadfile.Errors
+	if errors.As(err, &file) {
+		return file.Error() // it names its place itself
+	}
+	return "redoubt: " + plain(err)
+}
+
+// plain is an error's text without gRPC's wrapping.
+func plain(err error) string {
+	s, ok := status.FromError(err)
+	if !ok || s.Code() == codes.OK {
+		return err.Error()
+	}
+	// FromError of a wrapped status puts the wrapping's text into the message,
+	// with the inner error's in full.
+	msg := s.Message()
+	if _, inner, found := strings.Cut(msg, "rpc error: code = "); found {
+		before, _, _ := strings.Cut(msg, "rpc error: code = ")
+		_, desc, _ := strings.Cut(inner, " desc = ")
+		msg = before + desc
+	}
+	return msg
+}
+
+func (a *app) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "redoubt",
+		Short: "Run workloads on the strongest isolation that is proven",
+		Long: "Redoubt proves which container isolation each host can really deliver and runs\n" +
+			"each workload on the strongest that is feasible, never below its floor.\n\n" +
+			"To try it on this machine:   sudo redoubt dev\n" +
+			"and in a second terminal:    sudo redoubt run --prefer vm toolbox -- uname -a",
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          cobra.NoArgs,
+		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
+	}
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		return fmt.Errorf("%w; `%s --help` shows the flags", err, c.CommandPath())
+	})
+	root.AddGroup(
+		&cobra.Group{ID: "work", Title: "Workloads:"},
+		&cobra.Group{ID: "fleet", Title: "The fleet:"},
+		&cobra.Group{ID: "host", Title: "On a host:"},
+		&cobra.Group{ID: "self", Title: "This program:"},
+	)
+	group := func(id string, cmds ...*cobra.Command) {
+		for _, c := range cmds {
+			c.GroupID = id
+			root.AddCommand(c)
+		}
+	}
+	workload := noun("workload", "Apply, run and look at workloads", []string{"w"},
+		a.runCommand(), a.applyCommand(), a.planCommand(), a.listCommand("list"), a.statusCommand(),
+		a.explainCommand(), a.logsCommand(), a.execCommand(), a.stopCommand())
+	group("work", workload, a.runCommand(), a.applyCommand(), a.planCommand(), a.listCommand("get"), a.psCommand(),
+		a.explainCommand(), a.logsCommand(), a.execCommand(), a.stopCommand())
+	group("fleet",
+		noun("node", "Hosts, what they have proven, and tokens to join", nil, a.nodeListCommand(), a.nodeStatusCommand(), a.joinTokenCommand()),
+		noun("site", "Failure domains", nil, a.siteListCommand()),
+		noun("operator", "Run the control plane", nil,
+			noun("raft", "The servers' consensus", nil, a.raftListCommand(), a.raftRemoveCommand())),
+		noun("context", "Which fleet the commands talk to", nil, a.contextListCommand(), a.contextUseCommand(), a.contextAddCommand()))
+	group("host", a.hostCommands()...)
+	group("self", a.versionCommand())
+	root.SetHelpCommandGroupID("self")
+	root.SetCompletionCommandGroupID("self")
+	root.InitDefaultCompletionCmd(a.Args...)
+	return root
+}
+
+// noun groups verbs.
+func noun(name, short string, aliases []string, verbs ...*cobra.Command) *cobra.Command {
+	c := &cobra.Command{
+		Use: name, Short: short, Aliases: aliases, Args: nounArgs,
+		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
+	}
+	c.AddCommand(verbs...)
+	return c
+}
+
+// nounArgs refuses a verb that is none.
+func nounArgs(c *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	var verbs []string
+	for _, v := range c.Commands() {
+		verbs = append(verbs, v.Name())
+	}
+	msg := fmt.Sprintf("%s has no verb %q", c.CommandPath(), args[0])
+	if near := c.SuggestionsFor(args[0]); len(near) > 0 {
+		return fmt.Errorf("%s. Did you mean %q?", msg, near[0])
+	}
+	return fmt.Errorf("%s; it has %s", msg, strings.Join(verbs, ", "))
+}
+
+// client adds the flags that every verb with a fleet to talk to has.
+func (a *app) client(c *cobra.Command) *cobra.Command {
+	c.Flags().StringVar(&a.context, "context", "", "fleet to talk to: a `NAME` of `redoubt context list`, or a path (REDOUBT_CONTEXT)")
+	c.Flags().BoolVarP(&a.quiet, "quiet", "q", false, "no progress and no hints")
+	return c
+}
+
+func (a *app) namespaced(c *cobra.Command) *cobra.Command {
+	c.Flags().StringVarP(&a.namespace, "namespace", "n", "", "namespace of the workload (default \"default\")")
+	return c
+}
+
+// say reports progress, for people only.
+func (a *app) say(format string, args ...any) {
+	if !a.quiet {
+		fmt.Fprintf(a.Stderr, format+"\n", args...)
+	}
+}
+
+// names is the rule for arguments that are names, with the remedy.
+func names(least, most int, what string) cobra.PositionalArgs {
+	return func(c *cobra.Command, args []string) error {
+		switch {
+		case len(args) < least:
+			return fmt.Errorf("%s: name %s; usage: %s", c.CommandPath(), what, c.UseLine())
+		case most >= 0 && len(args) > most:
+			return fmt.Errorf("%s: %q is one argument too many; usage: %s", c.CommandPath(), args[most], c.UseLine())
+		}
+		return nil
+	}
+}

@@ -1,0 +1,133 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	redoubtv1 "redoubt.dev/redoubt/proto/redoubt/v1"
+)
+
+func (a *app) statusCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use: "status NAME", Short: "Show a workload with its instances", Args: names(1, 1, "a workload"),
+		Long: "Shows a workload with its instances: node, runtime, class, phase, the host pid\nof the process that is the boundary, address, restarts, age, the kernel inside\nas it was measured, and why it runs on nothing stronger.",
+	}
+	a.namespaced(c)
+	return a.listing(c, func(ctx context.Context, f *fleet, out *output, args []string) error {
+		resp, err := f.GetWorkload(ctx, &redoubtv1.GetWorkloadRequest{Namespace: a.namespace, Name: args[0]})
+		if err != nil {
+			return fmt.Errorf("status of %s: %w", args[0], err)
+		}
+		w := resp.GetWorkload()
+		if out.format == "table" || out.format == "wide" {
+			if _, err := fmt.Fprint(out.w, out.heading(w, a.prose())); err != nil {
+				return err
+			}
+			if len(w.GetStatus().GetInstances()) == 0 {
+				return nil
+			}
+		}
+		err = out.message(w, func(t *table) { instanceTable(t, w.GetStatus().GetInstances()) })
+		if err == nil && (out.format == "table" || out.format == "wide") {
+			_, err = fmt.Fprint(out.w, notes(w.GetStatus().GetInstances(), a.prose()))
+		}
+		return err
+	})
+}
+
+// heading says in a few lines how a workload is.
+func (o *output) heading(w *redoubtv1.StoredWorkload, width int) string {
+	s, st := w.GetSpec(), w.GetStatus()
+	var b strings.Builder
+	phase := orDash(workloadPhase(st.GetPhase()))
+	fmt.Fprintf(&b, "%s  %s  %s, %s\n", o.paint(cell{named(s.GetNamespace(), s.GetName()), bold}), s.GetKind(), o.paint(state(phase)), ready(w))
+	floor, prefer := orDash(s.GetIsolation().GetFloor()), orDash(s.GetIsolation().GetPrefer())
+	by := ""
+	if w.GetUpdatedBy() != "" {
+		by = " by " + w.GetUpdatedBy()
+	}
+	b.WriteString(hang("  ", fmt.Sprintf("floor %s, prefer %s; revision %d, changed %s ago%s", floor, prefer, w.GetRevision(), since(w.GetUpdated()), by), width))
+	if st.GetWhy() != "" {
+		b.WriteString(hang("  ", st.GetWhy(), width))
+	}
+	if w.GetFailures() > 0 {
+		fmt.Fprintf(&b, "  %s so far\n", plural(int(w.GetFailures()), "failure", "failures"))
+	}
+	if len(st.GetInstances()) > 0 {
+		b.WriteString("\n")
+	}
+	return b.String()
+}
+
+// notes say below the table what does not fit in it, instances with the same
+// note together.
+func notes(instances []*redoubtv1.Instance, width int) string {
+	var b strings.Builder
+	for _, kind := range []struct {
+		label string
+		text  func(*redoubtv1.Instance) string
+	}{
+		{"Message  ", func(i *redoubtv1.Instance) string { return endNote(i) }},
+		{"Inside   ", func(i *redoubtv1.Instance) string { return insideNote(i) }},
+		{"Why      ", func(i *redoubtv1.Instance) string {
+			if !live(i) {
+				return ""
+			}
+			return i.GetAssignment().GetWhy()
+		}},
+	} {
+		var texts []string
+		who := map[string][]string{}
+		for _, i := range instances {
+			text := kind.text(i)
+			if text == "" {
+				continue
+			}
+			if who[text] == nil {
+				texts = append(texts, text)
+			}
+			who[text] = append(who[text], i.GetAssignment().GetInstance())
+		}
+		for _, text := range texts {
+			if b.Len() == 0 {
+				b.WriteString("\n")
+			}
+			shown := text
+			if len(texts) > 1 || len(who[text]) < len(instances) {
+				shown = list(who[text], 6) + ": " + text
+			}
+			b.WriteString(hang(kind.label, shown, width))
+		}
+	}
+	return b.String()
+}
+
+func endNote(i *redoubtv1.Instance) string {
+	st := i.GetStatus()
+	msg := st.GetMessage()
+	if st.GetPhase() == redoubtv1.InstancePhase_INSTANCE_PHASE_FAILED && st.GetExitCode() != 0 && !strings.Contains(msg, fmt.Sprint(st.GetExitCode())) {
+		msg = strings.TrimSuffix(fmt.Sprintf("exit code %d: %s", st.GetExitCode(), msg), ": ")
+	}
+	if p := phaseOf(i); strings.HasSuffix(p, "?") && msg == "" {
+		msg = "its node is not heard; this is the last that was known"
+	}
+	return msg
+}
+
+func insideNote(i *redoubtv1.Instance) string {
+	st := i.GetStatus()
+	if !live(i) {
+		return ""
+	}
+	var parts []string
+	if st.GetKernel() != "" {
+		parts = append(parts, "kernel "+st.GetKernel())
+	}
+	if s := surfaceOf(st.GetMeasured()); s != "" {
+		parts = append(parts, "its boundary process can reach "+s)
+	}
+	return strings.Join(parts, "; ")
+}
