@@ -28,6 +28,8 @@ type Config struct {
 	Plan   topology.Plan
 	// SVIDTTL is how long identities of servers and nodes last.
 	SVIDTTL time.Duration
+	// Heartbeat is how often agents speak; after three they count as silent.
+	Heartbeat time.Duration
 }
 
 // TrustDomain of every fleet made here.
@@ -196,7 +198,7 @@ func (f *Fleet) ServerJoin(id string) []string {
 
 // ServerRun serves.
 func (f *Fleet) ServerRun(id string) []string {
-	return []string{"server", "--data-dir", f.Path(id), "--svid-ttl", f.cfg.SVIDTTL.String()}
+	return []string{"server", "--data-dir", f.Path(id), "--svid-ttl", f.cfg.SVIDTTL.String(), "--heartbeat", f.cfg.Heartbeat.String()}
 }
 
 // AgentRun enrols once and serves a node.
