@@ -58,7 +58,8 @@ func launch(t *testing.T, dir string, d driver.Driver) (a *Agent, stop func()) {
 
 func web(uid, script string) *redoubtv1.Assignment {
 	a := fullAssignment()
-	a.Uid, a.Spec = uid, &redoubtv1.Workload{Kind: "Service", Containers: []*redoubtv1.Container{{Name: "web", Image: "carried.redoubt/toolbox:1", Command: []string{"sh", "-c", script}}}}
+	grace := int64(1)
+	a.Uid, a.Spec = uid, &redoubtv1.Workload{Kind: "Service", TerminationGracePeriodSeconds: &grace, Containers: []*redoubtv1.Container{{Name: "web", Image: "carried.redoubt/toolbox:1", Command: []string{"sh", "-c", script}}}}
 	return a
 }
 

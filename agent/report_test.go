@@ -46,6 +46,8 @@ func (p *probed) host() Host {
 	}
 }
 
+func (p *probed) count() int { p.mu.Lock(); defer p.mu.Unlock(); return p.rounds }
+
 func (p *probed) set(f func()) { p.mu.Lock(); f(); p.mu.Unlock() }
 
 func reporter(t *testing.T, p *probed, st *store.Store) (*Reporter, func()) {
@@ -84,13 +86,13 @@ func TestGenerationMovesWithFactsOnly(t *testing.T) {
 			t.Errorf("age is %s", age)
 		}
 		time.Sleep(9 * time.Minute)
-		if age := mustReport(t, r).Findings[0].Age; p.rounds == 1 && age < 9*time.Minute {
+		if age := mustReport(t, r).Findings[0].Age; p.count() == 1 && age < 9*time.Minute {
 			t.Errorf("age is %s after nine minutes", age)
 		}
 		time.Sleep(time.Hour)
 		rep := mustReport(t, r)
-		if p.rounds < 5 || rep.Generation != first.Generation || rep.Host.KVM.Rate != first.Host.KVM.Rate {
-			t.Errorf("%d rounds, generation %d, was %d", p.rounds, rep.Generation, first.Generation)
+		if p.count() < 5 || rep.Generation != first.Generation || rep.Host.KVM.Rate != first.Host.KVM.Rate {
+			t.Errorf("%d rounds, generation %d, was %d", p.count(), rep.Generation, first.Generation)
 		}
 		if rep.Findings[0].Age > 12*time.Minute {
 			t.Errorf("proof is not renewed: %s old", rep.Findings[0].Age)
@@ -99,14 +101,14 @@ func TestGenerationMovesWithFactsOnly(t *testing.T) {
 		// No answer says nothing: the proof grows old, and is tried again soon.
 		p.set(func() { p.state = isolation.StateUnknown })
 		r.Probe()
-		before := p.rounds
+		before := p.count()
 		time.Sleep(time.Minute)
 		rep = mustReport(t, r)
 		if rep.Findings[0].State != isolation.StateVerified || rep.Generation != first.Generation {
 			t.Errorf("a canary without an answer changed the report: %+v", rep.Findings[0])
 		}
-		if p.rounds < before+3 {
-			t.Errorf("tried %d times in a minute", p.rounds-before)
+		if p.count() < before+3 {
+			t.Errorf("tried %d times in a minute", p.count()-before)
 		}
 		// A failure is news.
 		p.set(func() { p.state = isolation.StateUnusable })

@@ -37,10 +37,21 @@ func (s *server) Session(stream redoubtv1.AgentService_SessionServer) error {
 
 func (s *server) Attach(stream redoubtv1.AgentService_AttachServer) error { return s.attach(stream) }
 
+// world guards what servers and nodes record and tests look at. A test holds it
+// from start to end except while it lets time pass; everyone else takes it to
+// record. A bubble's sleeps order the two, but the race detector cannot know.
+var world sync.Mutex
+
+// record is how a server writes down what it saw.
+func record(f func()) {
+	world.Lock()
+	defer world.Unlock()
+	f()
+}
+
 // fleet of servers by address.
 type fleet struct {
 	t         *testing.T
-	mu        sync.Mutex
 	listeners map[string]*bufconn.Listener
 	dialled   []string
 }
@@ -50,20 +61,18 @@ func (f *fleet) add(address string, s *server) (stop func()) {
 	g := grpc.NewServer()
 	redoubtv1.RegisterAgentServiceServer(g, s)
 	go func() { _ = g.Serve(l) }()
-	f.mu.Lock()
 	if f.listeners == nil {
 		f.listeners = map[string]*bufconn.Listener{}
 	}
 	f.listeners[address] = l
-	f.mu.Unlock()
 	return g.Stop
 }
 
 func (f *fleet) dial(address, _ string) (Conn, error) {
-	f.mu.Lock()
+	world.Lock()
 	f.dialled = append(f.dialled, address)
 	l := f.listeners[address]
-	f.mu.Unlock()
+	world.Unlock()
 	return grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
 			if l == nil {
@@ -75,7 +84,6 @@ func (f *fleet) dial(address, _ string) (Conn, error) {
 
 // node is what the session speaks for, in memory.
 type node struct {
-	mu       sync.Mutex
 	cluster  string
 	version  uint64
 	servers  []string
@@ -90,16 +98,20 @@ type node struct {
 var began = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
 
 func (n *node) Held() (string, uint64) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
+	world.Lock()
+	defer world.Unlock()
 	return n.cluster, n.version
 }
-func (n *node) Servers() []string                  { return n.servers }
-func (n *node) Welcome(c string) error             { n.cluster = c; return nil }
-func (n *node) Fleet(*redoubtv1.FleetUpdate) error { n.fleets++; return nil }
+func (n *node) Servers() []string {
+	world.Lock()
+	defer world.Unlock()
+	return n.servers
+}
+func (n *node) Welcome(c string) error             { record(func() { n.cluster = c }); return nil }
+func (n *node) Fleet(*redoubtv1.FleetUpdate) error { record(func() { n.fleets++ }); return nil }
 func (n *node) Assign(a *redoubtv1.Assignments) error {
-	n.mu.Lock()
-	defer n.mu.Unlock()
+	world.Lock()
+	defer world.Unlock()
 	if n.assign != nil {
 		if err := n.assign(a); err != nil {
 			return err
@@ -109,23 +121,25 @@ func (n *node) Assign(a *redoubtv1.Assignments) error {
 	return nil
 }
 func (n *node) Statuses() []*redoubtv1.InstanceStatus {
-	n.mu.Lock()
-	defer n.mu.Unlock()
+	world.Lock()
+	defer world.Unlock()
 	return append([]*redoubtv1.InstanceStatus{}, n.statuses...)
 }
 func (n *node) Report() *redoubtv1.Report {
-	n.mu.Lock()
-	defer n.mu.Unlock()
+	world.Lock()
+	defer world.Unlock()
 	return n.report
 }
 func (n *node) Load() uint32         { return 7 }
 func (n *node) Clock() time.Duration { return time.Since(began) }
 func (n *node) Renewed(sent time.Duration, _ uint64) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
+	world.Lock()
+	defer world.Unlock()
 	n.renewed = append(n.renewed, sent)
 }
-func (n *node) set(f func()) { n.mu.Lock(); f(); n.mu.Unlock() }
+
+// set is the test's own, which holds world already.
+func (n *node) set(f func()) { f() }
 
 func put(n *node, uid string, seq uint64) {
 	n.set(func() {
@@ -177,7 +191,7 @@ func answering(version uint64, beats, status bool, seen func(*redoubtv1.SessionR
 				return err
 			}
 			if seen != nil {
-				seen(m)
+				record(func() { seen(m) })
 			}
 			if h := m.GetHeartbeat(); h != nil && beats {
 				err = beatAck(s, h.GetSequence(), 1)
@@ -218,10 +232,21 @@ func start(t *testing.T, f *fleet, n *node, bulk Bulk, moveAt func(context.Conte
 			t.Errorf("Run: %v", err)
 		}
 	}()
-	return r, func() { cancel(); <-done; synctest.Wait() }
+	world.Lock()
+	return r, func() {
+		world.Unlock()
+		cancel()
+		<-done
+		synctest.Wait()
+	}
 }
 
-func pass(d time.Duration) { time.Sleep(d); synctest.Wait() }
+func pass(d time.Duration) {
+	world.Unlock()
+	time.Sleep(d)
+	synctest.Wait()
+	world.Lock()
+}
 
 // bulk runs things with function fields.
 type bulk struct {

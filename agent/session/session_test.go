@@ -7,7 +7,6 @@ import (
 	"io"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -22,13 +21,10 @@ import (
 
 func TestSessionStoresReportsAndTellsStatus(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var mu sync.Mutex
 		var batches []*redoubtv1.StatusBatch
 		reports := 0
 		f := &fleet{t: t}
 		stop := f.add("s1", &server{session: answering(4, true, true, func(m *redoubtv1.SessionRequest) {
-			mu.Lock()
-			defer mu.Unlock()
 			if b := m.GetStatus(); b != nil {
 				batches = append(batches, b)
 			}
@@ -73,7 +69,6 @@ func TestSessionStoresReportsAndTellsStatus(t *testing.T) {
 func TestStatusIsRetriedUntilAcknowledgedAndCoalesced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var ack atomic.Bool
-		var mu sync.Mutex
 		var batches []*redoubtv1.StatusBatch
 		f := &fleet{t: t}
 		stop := f.add("s1", &server{session: func(s redoubtv1.AgentService_SessionServer, _ *redoubtv1.Hello) error {
@@ -89,9 +84,7 @@ func TestStatusIsRetriedUntilAcknowledgedAndCoalesced(t *testing.T) {
 					_ = beatAck(s, h.GetSequence(), 1)
 				}
 				if b := m.GetStatus(); b != nil {
-					mu.Lock()
-					batches = append(batches, b)
-					mu.Unlock()
+					record(func() { batches = append(batches, b) })
 					if ack.Load() {
 						_ = statusAck(s, b.GetSequence())
 					}
@@ -136,22 +129,26 @@ func TestSilentServerIsLeft(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fleet{t: t}
 		hellos := map[string]int{}
-		var mu sync.Mutex
 		var mute atomic.Bool
 		for _, addr := range []string{"s1", "s2"} {
 			stop := f.add(addr, &server{session: func(s redoubtv1.AgentService_SessionServer, h *redoubtv1.Hello) error {
-				mu.Lock()
-				hellos[addr]++
-				mu.Unlock()
+				record(func() { hellos[addr]++ })
 				if addr == "s1" && mute.Load() {
 					<-s.Context().Done()
 					return s.Context().Err()
 				}
-				return answering(1, true, true, func(*redoubtv1.SessionRequest) {
-					if addr == "s1" && mute.Load() {
-						<-s.Context().Done()
+				if err := welcome(s); err != nil {
+					return err
+				}
+				for {
+					m, err := s.Recv()
+					if err != nil {
+						return err
 					}
-				})(s, h)
+					if b := m.GetHeartbeat(); b != nil && !(addr == "s1" && mute.Load()) {
+						_ = beatAck(s, b.GetSequence(), 1)
+					}
+				}
 			}})
 			defer stop()
 		}
@@ -184,7 +181,7 @@ func TestGapAsksForEverything(t *testing.T) {
 		f := &fleet{t: t}
 		var versions []uint64
 		stop := f.add("s1", &server{session: func(s redoubtv1.AgentService_SessionServer, h *redoubtv1.Hello) error {
-			versions = append(versions, h.GetAssignmentVersion())
+			record(func() { versions = append(versions, h.GetAssignmentVersion()) })
 			if h.GetAssignmentVersion() == 0 {
 				return answering(9, true, true, nil)(s, h)
 			}
@@ -277,7 +274,7 @@ func TestGoodbyeMovesToAnotherServer(t *testing.T) {
 		n := &node{servers: []string{"s1", "s2"}}
 		for _, addr := range n.servers {
 			stop := f.add(addr, &server{session: func(s redoubtv1.AgentService_SessionServer, h *redoubtv1.Hello) error {
-				n.set(func() { at[addr] = n.Clock() })
+				record(func() { at[addr] = n.Clock() })
 				if leave.Load() {
 					return answering(2, true, true, nil)(s, h)
 				}
@@ -314,16 +311,11 @@ func TestGoodbyeMovesToAnotherServer(t *testing.T) {
 func TestMovesBeforeTheCertificateEndsLosingNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fleet{t: t}
-		var mu sync.Mutex
 		told := map[uint64]bool{}
 		sessions := 0
 		stop := f.add("s1", &server{session: func(s redoubtv1.AgentService_SessionServer, h *redoubtv1.Hello) error {
-			mu.Lock()
-			sessions++
-			mu.Unlock()
+			record(func() { sessions++ })
 			return answering(1, true, true, func(m *redoubtv1.SessionRequest) {
-				mu.Lock()
-				defer mu.Unlock()
 				for _, st := range m.GetStatus().GetStatuses() {
 					told[st.GetSequence()] = true
 				}
@@ -416,9 +408,7 @@ func TestDeadServersAreTriedWithGrowingDelayAndToldOnce(t *testing.T) {
 		n := &node{servers: []string{"s1"}}
 		r, end := start(t, f, n, nil, nil)
 		pass(10 * time.Minute)
-		f.mu.Lock()
 		tries := len(f.dialled)
-		f.mu.Unlock()
 		if tries < 10 || tries > 60 {
 			t.Errorf("%d tries in ten minutes", tries)
 		}
