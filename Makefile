@@ -11,7 +11,7 @@ VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X redoubt.dev/redoubt/cmd/redoubt/cli.Version=$(VERSION)
 KEEP ?=
 
-.PHONY: build deps runtimes generate generate-check lint test unit race script net sim bench fuzz-smoke demo mutants clean
+.PHONY: build deps runtimes generate generate-check lint test unit race script net sim bench fuzz-smoke demo demo-stop mutants clean
 
 deps:
 	@deploy/deps.sh
@@ -38,10 +38,17 @@ lint: deps
 	go vet ./...
 	go tool staticcheck ./...
 
+# A program of its own, and in place of the shell: signals must reach it.
 demo: build
-	@go run ./integration/demo $(if $(KEEP),-keep)
+	@go build -o bin/redoubt-demo ./integration/demo
+	@exec bin/redoubt-demo $(if $(KEEP),-keep)
+
+demo-stop:
+	@[ -x bin/redoubt-demo ] || go build -o bin/redoubt-demo ./integration/demo
+	@exec bin/redoubt-demo -stop
 
 test: build
+	@go build -o bin/redoubt-demo ./integration/demo
 	@integration/test.sh
 
 unit: build
@@ -53,8 +60,10 @@ race: build
 script: build
 	go test ./integration/script/...
 
+# With real processes in network namespaces; nothing else should run meanwhile.
 net: build
-	go test -v ./integration/net/...
+	go build -o bin/redoubt-demo ./integration/demo
+	REDOUBT_NET=1 go test -v -p 1 -count=1 -timeout 25m ./integration/net/...
 
 sim: build
 	go test ./integration/sim/...
@@ -69,4 +78,4 @@ mutants: build
 	@go run ./integration/mutants
 
 clean:
-	rm -rf bin deploy/runtimes/out/*.zst deploy/runtimes/out/manifest.json
+	rm -rf bin .test .generated* .mutants deploy/runtimes/out/*.zst deploy/runtimes/out/manifest.json

@@ -29,6 +29,10 @@ done <<'PACKAGES'
 /usr/bin/git git the version's name
 /etc/ssl/certs/ca-certificates.crt ca-certificates registries over TLS
 PACKAGES
+# The package busybox has a program of the same name that needs a C library.
+if [ -e /usr/bin/busybox ] && ldd /usr/bin/busybox >/dev/null 2>&1; then
+	missing+=("busybox-static|the toolbox image")
+fi
 [ ${#missing[@]} -gt 0 ] || exit 0
 
 if ! command -v apt-get >/dev/null; then
