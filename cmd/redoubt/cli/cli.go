@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/signal"
 	"strings"
@@ -15,6 +16,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"redoubt.dev/redoubt/cmd/redoubt/workloadfile"
+	"redoubt.dev/redoubt/control/fleet"
 )
 
 // Version is what was built; the Makefile sets it.
@@ -56,6 +58,7 @@ type app struct {
 	namespace string
 	format    string
 	quiet     bool
+	log       *slog.Logger // of daemons
 	// code is the exit code where no error is returned.
 	code int
 }
@@ -142,7 +145,7 @@ func (a *app) root() *cobra.Command {
 			"and in a second terminal:    sudo redoubt run --prefer vm toolbox -- uname -a",
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		Args:          cobra.NoArgs,
+		Args:          nounArgs,
 		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
@@ -199,8 +202,8 @@ func nounArgs(c *cobra.Command, args []string) error {
 		verbs = append(verbs, v.Name())
 	}
 	msg := fmt.Sprintf("%s has no verb %q", c.CommandPath(), args[0])
-	if near := c.SuggestionsFor(args[0]); len(near) > 0 {
-		return fmt.Errorf("%s. Did you mean %q?", msg, near[0])
+	if near := fleet.Nearest(args[0], verbs); near != "" {
+		return fmt.Errorf("%s. Did you mean %q?", msg, near)
 	}
 	return fmt.Errorf("%s; it has %s", msg, strings.Join(verbs, ", "))
 }

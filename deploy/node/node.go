@@ -1,0 +1,187 @@
+// Package node puts a node together: the runtimes that this program carries, or
+// the host's own, the host's containers and network, its identity, and the
+// agent on top.
+//
+// Run is one agent's life as a process or a part of one. Stopping it leaves
+// containers running, for the next Run to adopt. Remove ends them and takes all
+// that the node has on the host away, its data directory apart; it may be called
+// after a crash of anything, and again.
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"redoubt.dev/redoubt/agent"
+	"redoubt.dev/redoubt/agent/canary"
+	"redoubt.dev/redoubt/agent/driver/fake"
+	"redoubt.dev/redoubt/deploy/runtimes"
+	"redoubt.dev/redoubt/identity"
+	"redoubt.dev/redoubt/isolation/probe"
+)
+
+// GossipPort is where a site's agents gossip.
+const GossipPort = 7453
+
+// Where runtimes come from.
+const (
+	RuntimesCarried = "carried"
+	RuntimesHost    = "host"
+)
+
+// The drivers.
+const (
+	DriverContainerd = "containerd"
+	DriverFake       = "fake" // in memory; proves nothing
+)
+
+// Config of a node.
+type Config struct {
+	DataDir string
+	// RuntimesDir is where carried runtimes are unpacked; several nodes of one
+	// host may share it. Empty: DataDir/runtimes.
+	RuntimesDir string
+	Runtimes    string // RuntimesCarried (also "") or RuntimesHost
+	// Containerd is the socket of a daemon that is there already; empty: a
+	// private one.
+	Containerd string
+	Driver     string // DriverContainerd (also "") or DriverFake
+
+	// Node, Site, Token and Join are for the first start; see agent.Enroll.
+	Node, Site string
+	Token      string // a secret
+	Join       []string
+
+	GossipBind, GossipAdvertise string
+	AllowHostPaths              []string
+	InsecureRegistries          []string
+	Labels                      map[string]string
+	ProbeEvery                  time.Duration
+	Version                     string
+	Log                         *slog.Logger
+}
+
+// Run enrols the node if it has not joined yet, and runs its agent until ctx
+// ends.
+func Run(ctx context.Context, cfg Config) (err error) {
+	member, err := agent.Enrolled(cfg.DataDir)
+	switch {
+	case err == nil && cfg.Node != "" && cfg.Node != member.Node:
+		return fmt.Errorf("%s belongs to node %s, not %s: give this one another --data-dir", cfg.DataDir, member.Node, cfg.Node)
+	case err == nil && cfg.Site != "" && cfg.Site != member.Site:
+		return fmt.Errorf("node %s is enrolled at site %s, not %s: enrol it again with a token that names it", member.Node, member.Site, cfg.Site)
+	case errors.Is(err, agent.ErrNotEnrolled) && cfg.Token != "":
+		member, err = agent.Enroll(ctx, agent.Enrolment{
+			DataDir: cfg.DataDir, Token: cfg.Token, Node: cfg.Node, Site: cfg.Site, Servers: cfg.Join, Log: cfg.Log,
+		})
+	}
+	if err != nil {
+		return err
+	}
+	disk, err := identity.OpenDisk(agent.IdentityDir(cfg.DataDir), cfg.Log)
+	if err != nil {
+		return err
+	}
+	defer disk.Close()
+	host, closeHost, err := open(ctx, cfg, member.Node)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, closeHost()) }()
+	a, err := agent.New(agent.Config{
+		Member: member, DataDir: cfg.DataDir, Version: cfg.Version, Labels: cfg.Labels,
+		GossipBind: cfg.GossipBind, GossipAdvertise: cfg.GossipAdvertise,
+		ProbeEvery: cfg.ProbeEvery, AllowHostPaths: cfg.AllowHostPaths,
+	}, agent.Deps{Host: host, Identity: disk, Log: cfg.Log})
+	if err != nil {
+		return err
+	}
+	return a.Run(ctx)
+}
+
+// open opens the host under the node.
+func open(ctx context.Context, cfg Config, node string) (agent.Host, func() error, error) {
+	if cfg.Driver == DriverFake {
+		return agent.FakeHost(fake.New()), func() error { return nil }, nil
+	}
+	if os.Geteuid() != 0 {
+		return agent.Host{}, nil, errors.New("an agent runs containers and needs root: start it with sudo")
+	}
+	hc, err := hostConfig(ctx, cfg, node)
+	if err != nil {
+		return agent.Host{}, nil, err
+	}
+	host, err := agent.OpenHost(ctx, hc)
+	if err != nil {
+		return agent.Host{}, nil, err
+	}
+	return host.Host(), host.Close, nil
+}
+
+// hostConfig unpacks the runtimes.
+func hostConfig(ctx context.Context, cfg Config, node string) (agent.HostConfig, error) {
+	bundle, err := runtimes.Embedded()
+	if err != nil {
+		return agent.HostConfig{}, err
+	}
+	dir := cfg.RuntimesDir
+	if dir == "" {
+		dir = filepath.Join(cfg.DataDir, "runtimes")
+	}
+	take := bundle.Unpack
+	switch cfg.Runtimes {
+	case "", RuntimesCarried:
+	case RuntimesHost:
+		take = bundle.Host
+	default:
+		return agent.HostConfig{}, fmt.Errorf("runtimes: %q is neither carried nor host", cfg.Runtimes)
+	}
+	paths, err := take(ctx, dir)
+	if err != nil {
+		return agent.HostConfig{}, err
+	}
+	for _, name := range paths.Repaired {
+		cfg.Log.Warn("an unpacked runtime was damaged and has been replaced", "part", name, "dir", dir)
+	}
+	for name, reason := range paths.Missing {
+		cfg.Log.Warn("the host has no such runtime", "part", name, "reason", reason)
+	}
+	return agent.HostConfig{
+		Node: node, DataDir: cfg.DataDir, Containerd: cfg.Containerd,
+		Binaries: probe.Binaries{
+			Containerd: paths.Containerd, Shim: paths.Shim, Runc: paths.Runc, Runsc: paths.Runsc,
+			Wrapper: paths.Wrapper, Crun: paths.Crun,
+		},
+		Carried:  map[string]string{ToolboxImage: paths.ToolboxImage, canary.Image: paths.CanaryImage},
+		Insecure: cfg.InsecureRegistries, Log: cfg.Log,
+	}, nil
+}
+
+// ToolboxImage is the reference of the carried toolbox; people write "toolbox".
+const ToolboxImage = "carried.redoubt/toolbox:1"
+
+// Remove ends the containers of the node in DataDir and removes what it has on
+// the host. Nothing may be running there. A node that never enrolled has
+// nothing.
+func Remove(ctx context.Context, cfg Config) error {
+	member, err := agent.Enrolled(cfg.DataDir)
+	if errors.Is(err, agent.ErrNotEnrolled) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if cfg.Driver == DriverFake {
+		return nil
+	}
+	hc, err := hostConfig(ctx, cfg, member.Node)
+	if err != nil {
+		return err
+	}
+	return agent.RemoveHost(ctx, hc)
+}
