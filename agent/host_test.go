@@ -1,0 +1,195 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"redoubt.dev/redoubt/agent/driver"
+	"redoubt.dev/redoubt/agent/reconcile"
+	"redoubt.dev/redoubt/deploy/runtimes"
+	"redoubt.dev/redoubt/identity"
+	"redoubt.dev/redoubt/isolation/probe"
+	redoubtv1 "redoubt.dev/redoubt/proto/redoubt/v1"
+)
+
+// TestRealHost runs the whole agent on this machine: containerd, gVisor, runc,
+// network, canaries. It leaves nothing behind.
+func TestRealHost(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root")
+	}
+	bundle, err := runtimes.Embedded()
+	if err != nil {
+		t.Skipf("needs the carried runtimes: %v", err)
+	}
+	cache := filepath.Join(os.TempDir(), "redoubt-agent-test-runtimes")
+	paths, err := bundle.Unpack(t.Context(), cache)
+	if err != nil {
+		t.Skipf("needs the carried runtimes: %v", err)
+	}
+	t.Cleanup(func() { os.RemoveAll(cache) })
+	before := links(t)
+
+	c := newControl(t)
+	dir := t.TempDir()
+	log := slog.New(slog.NewTextHandler(t.Output(), nil))
+	enrol(t, c, dir)
+	// The host's objects are named by node: other tests may have an n1.
+	host := HostConfig{Node: fmt.Sprintf("n1-%d", os.Getpid()), DataDir: dir, Log: log,
+		Binaries: probe.Binaries{Containerd: paths.Containerd, Shim: paths.Shim, Runc: paths.Runc, Runsc: paths.Runsc, Wrapper: paths.Wrapper},
+		Carried:  map[string]string{"carried.redoubt/toolbox:1": paths.ToolboxImage, "carried.redoubt/canary:1": paths.CanaryImage},
+		Subnet:   netip.MustParsePrefix("10.95.117.0/24")}
+
+	run := func() (h *RealHost, stop func()) {
+		h, err := OpenHost(t.Context(), host)
+		if err != nil {
+			t.Fatal(err)
+		}
+		src, err := identity.OpenDisk(IdentityDir(dir), log)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := Enrolled(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a, err := New(Config{Member: m, DataDir: dir, Version: "test"}, Deps{Host: h.Host(), Identity: src, Log: log})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		done := make(chan error, 1)
+		go func() { done <- a.Run(ctx) }()
+		return h, func() {
+			cancel()
+			if err := <-done; err != nil {
+				t.Errorf("Run: %v", err)
+			}
+			src.Close()
+		}
+	}
+	h, stop := run()
+	torn := false
+	defer func() {
+		if !torn {
+			stop()
+			_ = h.Teardown(context.Background())
+		}
+	}()
+
+	begin := time.Now()
+	for deadline := time.Now().Add(90 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		c.mu.Lock()
+		rep := c.report
+		c.mu.Unlock()
+		if rep != nil {
+			t.Logf("first report after %s", time.Since(begin).Round(time.Millisecond))
+			proven := map[string]bool{}
+			for _, f := range rep.GetFindings() {
+				proven[f.GetRuntime()+"/"+f.GetVariant()] = f.GetState() == redoubtv1.FindingState_FINDING_STATE_VERIFIED
+				t.Logf("%s/%s: %s %s, %d calls; %s", f.GetRuntime(), f.GetVariant(), f.GetState(), f.GetClass(), f.GetTerms().GetSurface().GetSyscalls(), f.GetReason())
+			}
+			if !proven["gvisor/systrap"] || !proven["runc/"] {
+				t.Fatal("gVisor and runc are not proven")
+			}
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("no report")
+		}
+	}
+
+	sandboxed, plain := web("u1", "echo hello; sleep 1000"), web("u2", "exit 3")
+	plain.Instance, plain.Runtime, plain.Variant, plain.Floor = "batch-1", "runc", "", redoubtv1.IsolationClass_ISOLATION_CLASS_CONTAINER
+	plain.Spec.Kind, plain.Spec.RestartPolicy = "Job", "Never"
+	c.assign(func() { c.assigned = []*redoubtv1.Assignment{sandboxed, plain} })
+	eventually(t, "the service runs and is measured", func() bool {
+		s := c.status("u1")
+		return s.GetPhase() == redoubtv1.InstancePhase_INSTANCE_PHASE_RUNNING && s.GetMeasured().GetSurface().GetMeasured()
+	})
+	eventually(t, "the job has failed with its code", func() bool {
+		s := c.status("u2")
+		return s.GetPhase() == redoubtv1.InstancePhase_INSTANCE_PHASE_FAILED && s.GetExitCode() == 3
+	})
+	s := c.status("u1")
+	t.Logf("web-1: pid %d, %s, %d host calls reachable", s.GetPid(), s.GetAddress(), s.GetMeasured().GetSurface().GetSyscalls())
+	if !strings.HasPrefix(s.GetAddress(), "10.95.117.") || s.GetMeasured().GetSurface().GetSyscalls() > probe.SandboxCalls {
+		t.Errorf("status: %v", s)
+	}
+
+	// Another agent process: what runs is adopted.
+	stop()
+	if err := h.Close(); err != nil {
+		t.Error(err)
+	}
+	h, stop = run()
+	time.Sleep(3 * time.Second)
+	if again := c.status("u1"); again.GetPid() != s.GetPid() || !again.GetStarted().AsTime().Equal(s.GetStarted().AsTime()) || again.GetRestarts() != 0 {
+		t.Errorf("a restart of the agent touched it: %v, was %v", again, s)
+	}
+
+	// The sentry is killed: it is restarted.
+	for i := range 20 {
+		var out, errs bytes.Buffer
+		if code, err := h.driver.Exec(t.Context(), reconcile.ContainerID("u1"), driver.ExecSpec{Command: []string{"sh", "-c", "echo in"}}, driver.Streams{Stdout: &out, Stderr: &errs}); err != nil || code != 0 || out.String() != "in\n" {
+			t.Errorf("exec %d: %d, %v, %q, %q", i, code, err, out.String(), errs.String())
+		}
+	}
+	if err := h.driver.Signal(t.Context(), reconcile.ContainerID("u1"), "SIGKILL"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it is restarted", func() bool {
+		n := c.status("u1")
+		return n.GetRestarts() == 1 && n.GetPhase() == redoubtv1.InstancePhase_INSTANCE_PHASE_RUNNING && n.GetPid() != s.GetPid()
+	})
+	if n := c.status("u1"); n.GetAddress() != s.GetAddress() {
+		t.Errorf("its address moved from %s to %s", s.GetAddress(), n.GetAddress())
+	}
+
+	c.assign(func() { c.assigned = nil })
+	eventually(t, "nothing is left of the instances", func() bool {
+		list, err := h.driver.List(t.Context())
+		return err == nil && len(list) == 0 && len(h.network.Attached()) == 0
+	})
+	stop()
+	torn = true
+	if err := h.Teardown(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if after := links(t); after != before {
+		t.Errorf("links before:\n%s\nafter:\n%s", before, after)
+	}
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(mounts), dir) {
+		t.Errorf("mounts are left:\n%s", mounts)
+	}
+}
+
+func links(t *testing.T) string {
+	t.Helper()
+	list, err := netlink.LinkList()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, l := range list {
+		if strings.HasPrefix(l.Attrs().Name, "rd") {
+			continue // another test's node
+		}
+		names = append(names, l.Attrs().Name)
+	}
+	return strings.Join(names, " ")
+}
