@@ -69,6 +69,9 @@ type Config struct {
 // Run enrols the node if it has not joined yet, and runs its agent until ctx
 // ends.
 func Run(ctx context.Context, cfg Config) (err error) {
+	if err := cfg.settle(); err != nil {
+		return err
+	}
 	member, err := agent.Enrolled(cfg.DataDir)
 	switch {
 	case err == nil && cfg.Node != "" && cfg.Node != member.Node:
@@ -102,6 +105,22 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	return a.Run(ctx)
+}
+
+// settle makes the directories absolute: containerd and its shims do not run
+// where this process does.
+func (c *Config) settle() error {
+	for _, dir := range []*string{&c.DataDir, &c.RuntimesDir} {
+		if *dir == "" {
+			continue
+		}
+		abs, err := filepath.Abs(*dir)
+		if err != nil {
+			return fmt.Errorf("directory %s: %w", *dir, err)
+		}
+		*dir = abs
+	}
+	return nil
 }
 
 // open opens the host under the node.
@@ -169,6 +188,9 @@ const ToolboxImage = "carried.redoubt/toolbox:1"
 // the host. Nothing may be running there. A node that never enrolled has
 // nothing.
 func Remove(ctx context.Context, cfg Config) error {
+	if err := cfg.settle(); err != nil {
+		return err
+	}
 	member, err := agent.Enrolled(cfg.DataDir)
 	if errors.Is(err, agent.ErrNotEnrolled) {
 		return nil
