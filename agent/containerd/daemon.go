@@ -359,13 +359,13 @@ func (d *Daemon) Shutdown(ctx context.Context) error {
 		}
 	}
 	errs = append(errs, s.all())
+	errs = append(errs, unmountBelow(d.cfg.runDir()), os.RemoveAll(d.cfg.runDir()))
+	_ = os.Remove(runRoot) // only when the last node's is gone
 	if d.cfg.HostAddress == "" {
-		errs = append(errs, unmountBelow(d.cfg.runDir()), unmountBelow(filepath.Join(d.cfg.Dir, "root")))
-		errs = append(errs, os.RemoveAll(d.cfg.runDir()))
+		errs = append(errs, unmountBelow(filepath.Join(d.cfg.Dir, "root")))
 		if err := os.Remove(d.pidPath()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
 		}
-		_ = os.Remove(runRoot) // only when the last node's is gone
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("containerd: shut down: %w", err)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"reflect"
 	"regexp"
 	"strings"
 	"sync"
@@ -20,6 +21,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/containerd/log"
 	"github.com/containerd/typeurl/v2"
 	"google.golang.org/grpc"
 
@@ -66,7 +68,7 @@ type Driver struct {
 	sweep  *sweeper
 
 	changed chan struct{}
-	busy    keyed1
+	busy    perID
 
 	mu          sync.Mutex
 	snapshotter string // found at first use
@@ -84,6 +86,7 @@ func NewDriver(cfg Config) (*Driver, error) {
 	if err != nil {
 		return nil, err
 	}
+	quietLibrary()
 	client, err := dial(cfg)
 	if err != nil {
 		return nil, err
@@ -93,6 +96,10 @@ func NewDriver(cfg Config) (*Driver, error) {
 		changed: make(chan struct{}, 1),
 	}, nil
 }
+
+// containerd's client writes to standard error on its own; what matters of that
+// comes back as an error.
+var quietLibrary = sync.OnceFunc(func() { _ = log.SetLevel("panic") })
 
 // Close ends the connection. Containers and daemon stay.
 func (d *Driver) Close() error { return d.client.Close() }
@@ -157,21 +164,26 @@ func checkID(id driver.ID) error {
 
 // specDigest tells specs apart; empty and absent lists are the same.
 func specDigest(s driver.Spec) string {
-	data, err := json.Marshal(s)
+	v := reflect.ValueOf(&s).Elem()
+	for i := range v.NumField() {
+		if f := v.Field(i); (f.Kind() == reflect.Slice || f.Kind() == reflect.Map) && f.Len() == 0 {
+			f.SetZero()
+		}
+	}
+	data, err := json.Marshal(s) // maps by sorted key
 	if err != nil {
 		panic(err) // plain values
 	}
-	text := strings.NewReplacer(":[]", ":null", ":{}", ":null").Replace(string(data))
-	return fmt.Sprintf("%x", sha256.Sum256([]byte(text)))
+	return fmt.Sprintf("%x", sha256.Sum256(data))
 }
 
-// keyed1 lets one operation at a time at each id.
-type keyed1 struct {
+// perID lets one operation at a time at each id.
+type perID struct {
 	mu   sync.Mutex
 	held map[driver.ID]chan struct{}
 }
 
-func (k *keyed1) lock(ctx context.Context, id driver.ID) (func(), error) {
+func (k *perID) lock(ctx context.Context, id driver.ID) (func(), error) {
 	for {
 		k.mu.Lock()
 		if k.held == nil {
@@ -198,7 +210,7 @@ func (k *keyed1) lock(ctx context.Context, id driver.ID) (func(), error) {
 	}
 }
 
-func (k *keyed1) isHeld(id driver.ID) bool {
+func (k *perID) isHeld(id driver.ID) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	_, ok := k.held[id]

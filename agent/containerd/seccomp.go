@@ -21,7 +21,8 @@ import (
 //   - kernel subsystems with a history: bpf, perf_event_open, userfaultfd,
 //     io_uring, keyctl, add_key, request_key, fanotify, io_setup and the rest
 //     of Linux AIO, remap_file_pages, vmsplice, modify_ldt, memfd_secret,
-//     System V and POSIX message queues, quotactl, lookup_dcookie, syslog;
+//     System V semaphores, System V and POSIX message queues, protection
+//     keys, the newer futex calls, mincore, quotactl, lookup_dcookie, syslog;
 //   - the machine: kexec, modules, reboot, swap, iopl, clocks;
 //   - sockets outside unix, inet and inet6 (netlink only for routes, which
 //     getifaddrs reads);
@@ -33,40 +34,40 @@ var allowedSyscalls = strings.Fields(`
 	capget capset chdir chmod chown clock_getres clock_gettime clock_nanosleep
 	close close_range connect copy_file_range creat dup dup2 dup3
 	epoll_create epoll_create1 epoll_ctl epoll_pwait epoll_pwait2 epoll_wait
-	eventfd eventfd2 execve execveat exit exit_group
+	eventfd eventfd2 execve exit exit_group
 	faccessat faccessat2 fadvise64 fallocate fchdir fchmod fchmodat fchmodat2
 	fchown fchownat fcntl fdatasync fgetxattr flistxattr flock fork
 	fremovexattr fsetxattr fstat fstatfs fsync ftruncate
-	futex futex_requeue futex_wait futex_waitv futex_wake futimesat
+	futex futimesat
 	get_robust_list getcpu getcwd getdents getdents64 getegid geteuid getgid
 	getgroups getitimer getpeername getpgid getpgrp getpid getppid getpriority
 	getrandom getresgid getresuid getrlimit getrusage getsid getsockname
 	getsockopt gettid gettimeofday getuid getxattr
 	inotify_add_watch inotify_init inotify_init1 inotify_rm_watch ioctl
-	ioprio_get kill landlock_add_rule landlock_create_ruleset
+	kill landlock_add_rule landlock_create_ruleset
 	landlock_restrict_self lchown lgetxattr link linkat listen listxattr
 	llistxattr lremovexattr lseek lsetxattr lstat
-	madvise membarrier memfd_create mincore mkdir mkdirat mknod mknodat
-	mlock mlock2 mlockall mmap mprotect mremap mseal msync munlock munlockall
+	madvise membarrier memfd_create mkdir mkdirat mknod mknodat
+	mlock mlock2 mlockall mmap mprotect mremap msync munlock munlockall
 	munmap nanosleep newfstatat open openat openat2
-	pause pidfd_open pidfd_send_signal pipe pipe2 pkey_alloc pkey_free
-	pkey_mprotect poll ppoll prctl pread64 preadv preadv2 prlimit64 pselect6
+	pause pidfd_open pidfd_send_signal pipe pipe2
+	poll ppoll prctl pread64 preadv preadv2 prlimit64 pselect6
 	pwrite64 pwritev pwritev2
-	read readahead readlink readlinkat readv recvfrom recvmmsg recvmsg
+	read readlink readlinkat readv recvfrom recvmmsg recvmsg
 	removexattr rename renameat renameat2 restart_syscall rmdir rseq
 	rt_sigaction rt_sigpending rt_sigprocmask rt_sigqueueinfo rt_sigreturn
 	rt_sigsuspend rt_sigtimedwait rt_tgsigqueueinfo
 	sched_get_priority_max sched_get_priority_min sched_getaffinity
-	sched_getattr sched_getparam sched_getscheduler sched_rr_get_interval
-	sched_setaffinity sched_setattr sched_setparam sched_setscheduler
+	sched_getparam sched_getscheduler
+	sched_setaffinity
 	sched_yield seccomp select sendfile sendmmsg sendmsg sendto
-	semctl semget semop semtimedop shmat shmctl shmdt shmget
-	set_robust_list set_tid_address setfsgid setfsuid setgid setgroups
+	shmat shmctl shmdt shmget
+	set_robust_list set_tid_address setgid setgroups
 	setitimer setpgid setpriority setregid setresgid setresuid setreuid
 	setrlimit setsid setsockopt setuid setxattr shutdown
 	sigaltstack signalfd signalfd4 socketpair splice stat statfs statx
 	symlink symlinkat sync sync_file_range syncfs sysinfo
-	tee tgkill time timer_create timer_delete timer_getoverrun timer_gettime
+	tgkill time timer_create timer_delete timer_getoverrun timer_gettime
 	timer_settime timerfd_create timerfd_gettime timerfd_settime times tkill
 	truncate umask uname unlink unlinkat utime utimensat utimes
 	vfork wait4 waitid write writev`)
@@ -90,9 +91,12 @@ func seccompProfile() *specs.LinuxSeccomp {
 			Index: 0, Value: namespaceFlags, ValueTwo: 0, Op: specs.OpMaskedEqual,
 		}),
 		// "Not in this kernel" is what libraries have a way around: clone3,
-		// whose flags lie in memory where a filter cannot look, and the two
-		// kinds of asynchronous I/O.
-		{Names: []string{"clone3", "io_setup", "io_uring_setup"}, Action: specs.ActErrno, ErrnoRet: &nosys},
+		// whose flags lie in memory where a filter cannot look, the two kinds of
+		// asynchronous I/O, and what older kernels lacked.
+		{Names: []string{
+			"clone3", "execveat", "futex_waitv", "io_setup", "io_uring_setup", "mincore",
+			"mseal", "pkey_alloc", "semget", "tee",
+		}, Action: specs.ActErrno, ErrnoRet: &nosys},
 		allow("personality", equal(0, 0)),
 		allow("personality", equal(0, 0xffffffff)),
 		allow("socket", equal(0, unix.AF_UNIX)),
