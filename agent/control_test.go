@@ -37,7 +37,6 @@ type control struct {
 	token      attest.Token
 	api, join  string
 	nodeTTL    time.Duration
-	stops      []func()
 
 	drop    atomic.Int32 // so many enrolments are signed and their answer lost
 	refuse  atomic.Bool  // no sessions

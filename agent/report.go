@@ -174,7 +174,6 @@ func (r *Reporter) round(ctx context.Context) (sure bool, err error) {
 	next := isolation.Report{Node: r.node, Site: r.site, Host: facts, Labels: r.labels, Findings: found}
 	if r.ready && sameFacts(r.report, next) {
 		// Words and rates that vary from round to round are not news.
-		next = r.report
 		r.proven = proven
 		r.mu.Unlock()
 		r.tell()
