@@ -12,7 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"redoubt.dev/redoubt/cmd/redoubt/workloadfile"
-	fleetvalues "redoubt.dev/redoubt/control/fleet"
+	"redoubt.dev/redoubt/control/fleet"
 	redoubtv1 "redoubt.dev/redoubt/proto/redoubt/v1"
 )
 
@@ -39,7 +39,7 @@ func (a *app) applyCommand() *cobra.Command {
 		if conditional && len(workloads) != 1 {
 			return fmt.Errorf("--if-revision is about one workload, the files have %d", len(workloads))
 		}
-		return a.with(c.Context(), func(ctx context.Context, f *fleet) error {
+		return a.with(c.Context(), func(ctx context.Context, f *connection) error {
 			for _, w := range workloads {
 				req := &redoubtv1.ApplyWorkloadRequest{Workload: w, CommandId: commandID()}
 				if conditional {
@@ -115,7 +115,7 @@ func (a *app) read(files []string) ([]*redoubtv1.Workload, error) {
 				}
 				w.Namespace = a.namespace
 			}
-			key := fleetvalues.NamespaceOrDefault(w.GetNamespace()) + "/" + w.GetName()
+			key := fleet.NamespaceOrDefault(w.GetNamespace()) + "/" + w.GetName()
 			if first, ok := from[key]; ok {
 				return nil, fmt.Errorf("%s is in %s and in %s; keep one of them", w.GetName(), first, file)
 			}
@@ -133,7 +133,7 @@ func (a *app) read(files []string) ([]*redoubtv1.Workload, error) {
 func commandID() string { return rand.Text() }
 
 // await waits until a service runs as it should, or a job has completed.
-func (a *app) await(ctx context.Context, f *fleet, wait *waiting, namespace, name string) error {
+func (a *app) await(ctx context.Context, f *connection, wait *waiting, namespace, name string) error {
 	var last, why string
 	err := f.watch(ctx, namespace, func(ctx context.Context) (bool, error) {
 		resp, err := f.ExplainWorkload(ctx, &redoubtv1.ExplainWorkloadRequest{Namespace: namespace, Name: name})
@@ -147,7 +147,7 @@ func (a *app) await(ctx context.Context, f *fleet, wait *waiting, namespace, nam
 			a.say("%s", now)
 			last = now
 		}
-		if w.GetSpec().GetKind() == string(fleetvalues.KindJob) {
+		if w.GetSpec().GetKind() == string(fleet.KindJob) {
 			switch st.GetPhase() {
 			case redoubtv1.WorkloadPhase_WORKLOAD_PHASE_COMPLETED:
 				return true, nil
@@ -194,7 +194,7 @@ func progress(w *redoubtv1.StoredWorkload) string {
 // ready says how many of a workload are as they should be.
 func ready(w *redoubtv1.StoredWorkload) string {
 	st := w.GetStatus()
-	if w.GetSpec().GetKind() == string(fleetvalues.KindJob) {
+	if w.GetSpec().GetKind() == string(fleet.KindJob) {
 		want := uint32(1)
 		if j := w.GetSpec().GetJob(); j != nil && j.Completions != nil {
 			want = j.GetCompletions()

@@ -29,14 +29,14 @@ const (
 	between  = 250 * time.Millisecond
 )
 
-// fleet is a connection to a fleet.
-type fleet struct {
+// connection is a fleet that can be talked to.
+type connection struct {
 	redoubtv1.FleetServiceClient
 	conn *fleetConn
 }
 
 // connect opens the chosen context. It dials at the first call.
-func (a *app) connect() (*fleet, error) {
+func (a *app) connect() (*connection, error) {
 	name, path, err := a.choose()
 	if err != nil {
 		return nil, err
@@ -53,15 +53,15 @@ func (a *app) connect() (*fleet, error) {
 		return nil, err
 	}
 	if end := file.SVID.Certificates[0].NotAfter; !time.Now().Before(end) {
-		return nil, fmt.Errorf("the identity %s of context %s expired %s ago, on %s: get a new one from an administrator (on the first server, repeat `redoubt server init` with the same flags and --admin-context FILE), then `redoubt context add --replace %s FILE`",
+		return nil, fmt.Errorf("the identity %s of context %s expired %s ago, on %s: an administrator gets a new one with `redoubt server admin-context FILE` on a server's host, then `redoubt context add --replace %s FILE`",
 			file.SVID.ID, name, age(time.Since(end)), end.UTC().Format(time.DateTime+" UTC"), name)
 	}
 	c := &fleetConn{name: name, path: path, file: file, source: source, conns: map[string]*identity.Conn{}, say: a.say}
-	return &fleet{FleetServiceClient: redoubtv1.NewFleetServiceClient(c), conn: c}, nil
+	return &connection{FleetServiceClient: redoubtv1.NewFleetServiceClient(c), conn: c}, nil
 }
 
 // with runs f on a connection to the chosen fleet.
-func (a *app) with(ctx context.Context, f func(context.Context, *fleet) error) error {
+func (a *app) with(ctx context.Context, f func(context.Context, *connection) error) error {
 	fl, err := a.connect()
 	if err != nil {
 		return err

@@ -112,8 +112,8 @@ func (a *app) contextAddCommand() *cobra.Command {
 			return err
 		}
 		name, file := args[0], args[1]
-		if err := identity.CheckName(name); err != nil {
-			return fmt.Errorf("context %q: %w", name, err)
+		if err := contextName(name); err != nil {
+			return err
 		}
 		f, err := identity.LoadFile(file)
 		if err != nil {

@@ -38,8 +38,8 @@ func (c contexts) pointer() string         { return filepath.Join(filepath.Dir(c
 
 // find returns the path of a context by its name.
 func (c contexts) find(name string) (string, error) {
-	if err := identity.CheckName(name); err != nil {
-		return "", fmt.Errorf("context %q: %w (a path must have a \"/\" in it)", name, err)
+	if err := contextName(name); err != nil {
+		return "", fmt.Errorf("%w; a path must have a \"/\" in it", err)
 	}
 	if exists(c.path(name)) {
 		return c.path(name), nil
@@ -58,6 +58,13 @@ func (c contexts) find(name string) (string, error) {
 		return "", fmt.Errorf("there is no context %q, nor any other; add one with `redoubt context add %s FILE`", name, name)
 	}
 	return "", fmt.Errorf("there is no context %q; there are: %s", name, strings.Join(known, ", "))
+}
+
+func contextName(name string) error {
+	if identity.CheckName(name) != nil {
+		return fmt.Errorf("%q cannot be a context's name, which is 1 to %d of a-z, 0-9 and \"-\"", name, identity.MaxName)
+	}
+	return nil
 }
 
 // list returns the names of all contexts, sorted.

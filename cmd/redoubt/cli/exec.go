@@ -51,7 +51,7 @@ func (a *app) execCommand() *cobra.Command {
 			Env: vars, WorkingDir: *dir, User: *user,
 		}
 		x := &execution{app: a, start: start, stdin: *interactive}
-		return a.with(c.Context(), func(ctx context.Context, f *fleet) error { return x.run(ctx, f) })
+		return a.with(c.Context(), func(ctx context.Context, f *connection) error { return x.run(ctx, f) })
 	}
 	return c
 }
@@ -72,7 +72,7 @@ func (x *execution) send(m *redoubtv1.ExecRequest) error {
 	return x.stream.Send(m)
 }
 
-func (x *execution) run(ctx context.Context, f *fleet) (err error) {
+func (x *execution) run(ctx context.Context, f *connection) (err error) {
 	// A signal goes to the command, not to the connection, so the context that
 	// signals end is not this stream's.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))

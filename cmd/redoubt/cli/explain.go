@@ -18,7 +18,7 @@ func (a *app) explainCommand() *cobra.Command {
 		Args: names(1, 1, "a workload or an instance"),
 	}
 	a.namespaced(c)
-	return a.listing(c, func(ctx context.Context, f *fleet, out *output, args []string) error {
+	return a.listing(c, func(ctx context.Context, f *connection, out *output, args []string) error {
 		resp, err := f.ExplainWorkload(ctx, &redoubtv1.ExplainWorkloadRequest{Namespace: a.namespace, Name: args[0]})
 		if err != nil {
 			return fmt.Errorf("explain %s: %w", args[0], err)

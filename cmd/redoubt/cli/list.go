@@ -1,15 +1,17 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	fleetvalues "redoubt.dev/redoubt/control/fleet"
+	"redoubt.dev/redoubt/control/fleet"
 	redoubtv1 "redoubt.dev/redoubt/proto/redoubt/v1"
 )
 
@@ -18,7 +20,7 @@ func (a *app) listCommand(verb string) *cobra.Command {
 	c := &cobra.Command{Use: verb + " [NAME...]", Short: "List workloads, or only the named ones"}
 	a.namespaced(c)
 	c.Flags().Lookup("namespace").Usage = "only that namespace (default: all that you may see)"
-	return a.listing(c, func(ctx context.Context, f *fleet, out *output, args []string) error {
+	return a.listing(c, func(ctx context.Context, f *connection, out *output, args []string) error {
 		resp, err := f.ListWorkloads(ctx, &redoubtv1.ListWorkloadsRequest{Namespace: a.namespace})
 		if err != nil {
 			return fmt.Errorf("list workloads: %w", err)
@@ -39,20 +41,26 @@ func (a *app) listCommand(verb string) *cobra.Command {
 				name := named(s.GetNamespace(), s.GetName())
 				why := ""
 				if st.GetPending() > 0 || st.GetPhase() == redoubtv1.WorkloadPhase_WORKLOAD_PHASE_FAILED {
-					why = st.GetWhy()
+					why = strings.TrimPrefix(st.GetWhy(), s.GetName()+" is pending: ")
 				}
 				on, nodes := isolationOf(st.GetInstances())
 				t.row(name, name, s.GetKind(), state(workloadPhase(st.GetPhase())), readyShort(w), on, since(w.GetCreated()), why,
-					orDash(s.GetIsolation().GetFloor()), orDash(s.GetIsolation().GetPrefer()), orDash(nodes), w.GetRevision(), w.GetUpdatedBy())
+					floorOf(s), preferOf(s), orDash(nodes), w.GetRevision(), w.GetUpdatedBy())
 			}
 			t.empty("There are no workloads. `redoubt apply FILE` or `redoubt run IMAGE` begins one.")
 		})
 	})
 }
 
+func floorOf(w *redoubtv1.Workload) string {
+	return cmp.Or(w.GetIsolation().GetFloor(), fleet.DefaultFloor.String())
+}
+
+func preferOf(w *redoubtv1.Workload) string { return cmp.Or(w.GetIsolation().GetPrefer(), "strongest") }
+
 func readyShort(w *redoubtv1.StoredWorkload) string {
 	st := w.GetStatus()
-	if w.GetSpec().GetKind() == string(fleetvalues.KindJob) {
+	if w.GetSpec().GetKind() == string(fleet.KindJob) {
 		want := uint32(1)
 		if j := w.GetSpec().GetJob(); j != nil && j.Completions != nil {
 			want = j.GetCompletions()
@@ -86,7 +94,7 @@ func (a *app) psCommand() *cobra.Command {
 	a.namespaced(c)
 	c.Flags().Lookup("namespace").Usage = "only that namespace (default: all that you may see)"
 	all := c.Flags().BoolP("all", "a", false, "those that have ended, too")
-	return a.listing(c, func(ctx context.Context, f *fleet, out *output, args []string) error {
+	return a.listing(c, func(ctx context.Context, f *connection, out *output, args []string) error {
 		resp, err := f.ListWorkloads(ctx, &redoubtv1.ListWorkloadsRequest{Namespace: a.namespace})
 		if err != nil {
 			return fmt.Errorf("list instances: %w", err)

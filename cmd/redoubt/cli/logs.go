@@ -25,7 +25,7 @@ func (a *app) logsCommand() *cobra.Command {
 	follow := c.Flags().BoolP("follow", "f", false, "go on as more is written")
 	tail := c.Flags().Int32("tail", -1, "only the last `N` lines; -1: all that is kept")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		return a.with(c.Context(), func(ctx context.Context, f *fleet) error {
+		return a.with(c.Context(), func(ctx context.Context, f *connection) error {
 			several, err := f.several(ctx, a.namespace, args[0])
 			if err != nil {
 				return fmt.Errorf("logs of %s: %w", args[0], err)
@@ -64,7 +64,7 @@ func (a *app) logsCommand() *cobra.Command {
 
 // several tells whether a name means more than one instance that may have
 // written something.
-func (f *fleet) several(ctx context.Context, namespace, name string) (bool, error) {
+func (f *connection) several(ctx context.Context, namespace, name string) (bool, error) {
 	resp, err := f.GetWorkload(ctx, &redoubtv1.GetWorkloadRequest{Namespace: namespace, Name: name})
 	if status.Code(err) == codes.NotFound {
 		return false, nil // an instance, or nothing: the logs themselves will tell

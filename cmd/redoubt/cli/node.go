@@ -13,7 +13,7 @@ import (
 func (a *app) nodeListCommand() *cobra.Command {
 	c := &cobra.Command{Use: "list", Short: "List nodes with what they have proven", Args: cobra.NoArgs}
 	site := c.Flags().String("site", "", "only nodes of that `SITE`")
-	return a.listing(c, func(ctx context.Context, f *fleet, out *output, _ []string) error {
+	return a.listing(c, func(ctx context.Context, f *connection, out *output, _ []string) error {
 		resp, err := f.ListNodes(ctx, &redoubtv1.ListNodesRequest{Site: *site})
 		if err != nil {
 			return fmt.Errorf("list nodes: %w", err)
@@ -39,7 +39,7 @@ func (a *app) nodeListCommand() *cobra.Command {
 
 func (a *app) nodeStatusCommand() *cobra.Command {
 	c := &cobra.Command{Use: "status NODE", Short: "Show what a node has proven, what it lacks and why", Args: names(1, 1, "a node (`redoubt node list`)")}
-	return a.listing(c, func(ctx context.Context, f *fleet, out *output, args []string) error {
+	return a.listing(c, func(ctx context.Context, f *connection, out *output, args []string) error {
 		resp, err := f.GetNode(ctx, &redoubtv1.GetNodeRequest{Id: args[0]})
 		if err != nil {
 			return fmt.Errorf("status of node %s: %w", args[0], err)
@@ -108,12 +108,12 @@ func kvmText(k *redoubtv1.Kvm) string {
 }
 
 func findingTable(t *table, n *redoubtv1.Node) {
-	t.head("RUNTIME", "CLASS", "STATE", "SCORE", "PROVEN", "SURFACE")
+	t.head("RUNTIME", "CLASS", "STATE", "SCORE", "PROVEN", "SYSCALLS", "DEV")
 	t.wide("VERSION", "DIGEST", "OVERHEAD", "SOURCE")
 	for i, f := range n.GetReport().GetFindings() {
 		name := runtimeName(f.GetRuntime(), f.GetVariant())
 		verified := f.GetState() == redoubtv1.FindingState_FINDING_STATE_VERIFIED
-		st, score, ago, surface := orDash(findingState(f.GetState())), "-", "-", "-"
+		st, score, ago, calls, devices := orDash(findingState(f.GetState())), "-", "-", "-", "-"
 		if verified {
 			if ago = age(f.GetAge().AsDuration()) + " ago"; !fresh(n, i) {
 				st = "stale"
@@ -122,7 +122,7 @@ func findingTable(t *table, n *redoubtv1.Node) {
 				score = fmt.Sprintf("%.2f", n.GetScores()[i])
 			}
 			s := f.GetTerms().GetSurface()
-			surface = fmt.Sprintf("%d of %d syscalls, %s", s.GetSyscalls(), s.GetSyscallsTotal(), plural(int(s.GetDevices()), "device", "devices"))
+			calls, devices = fmt.Sprintf("%d/%d", s.GetSyscalls(), s.GetSyscallsTotal()), fmt.Sprint(s.GetDevices())
 		}
 		source := f.GetTerms().GetSurface().GetSource()
 		if f.GetTerms().GetSurface().GetMeasured() {
@@ -132,7 +132,7 @@ func findingTable(t *table, n *redoubtv1.Node) {
 		if f.GetOverheadMemoryBytes() > 0 {
 			overhead = size(f.GetOverheadMemoryBytes())
 		}
-		t.row(name, name, class(f.GetClass()), state(st), score, ago, surface,
+		t.row(name, name, class(f.GetClass()), state(st), score, ago, calls, devices,
 			orDash(f.GetVersion()), orDash(f.GetDigest()), overhead, orDash(source))
 	}
 }
@@ -166,7 +166,7 @@ func reasons(findings []*redoubtv1.Finding, width int) string {
 
 func (a *app) siteListCommand() *cobra.Command {
 	c := &cobra.Command{Use: "list", Short: "List sites", Args: cobra.NoArgs}
-	return a.listing(c, func(ctx context.Context, f *fleet, out *output, _ []string) error {
+	return a.listing(c, func(ctx context.Context, f *connection, out *output, _ []string) error {
 		resp, err := f.ListSites(ctx, &redoubtv1.ListSitesRequest{})
 		if err != nil {
 			return fmt.Errorf("list sites: %w", err)

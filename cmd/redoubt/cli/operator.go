@@ -11,7 +11,7 @@ import (
 
 func (a *app) raftListCommand() *cobra.Command {
 	c := &cobra.Command{Use: "list", Short: "List servers: who leads, who votes, how far each is", Args: cobra.NoArgs}
-	return a.listing(c, func(ctx context.Context, f *fleet, out *output, _ []string) error {
+	return a.listing(c, func(ctx context.Context, f *connection, out *output, _ []string) error {
 		resp, err := f.ListServers(ctx, &redoubtv1.ListServersRequest{})
 		if err != nil {
 			return fmt.Errorf("list servers: %w", err)
@@ -47,7 +47,7 @@ func (a *app) raftRemoveCommand() *cobra.Command {
 	}
 	a.client(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
-		return a.with(c.Context(), func(ctx context.Context, f *fleet) error {
+		return a.with(c.Context(), func(ctx context.Context, f *connection) error {
 			if _, err := f.RemoveServer(ctx, &redoubtv1.RemoveServerRequest{Id: args[0], CommandId: commandID()}); err != nil {
 				return fmt.Errorf("remove server %s: %w", args[0], err)
 			}

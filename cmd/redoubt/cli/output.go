@@ -16,7 +16,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"gopkg.in/yaml.v3"
 
-	fleetvalues "redoubt.dev/redoubt/control/fleet"
+	"redoubt.dev/redoubt/control/fleet"
 )
 
 var formats = []string{"table", "wide", "json", "yaml", "name"}
@@ -40,7 +40,7 @@ func (a *app) output() (*output, error) {
 	}
 	if !slices.Contains(formats, format) {
 		hint := ""
-		if near := fleetvalues.Nearest(format, formats); near != "" {
+		if near := fleet.Nearest(format, formats); near != "" {
 			hint = fmt.Sprintf(". Did you mean %q?", near)
 		}
 		return nil, fmt.Errorf("-o %q is not table, wide, json, yaml or name%s", format, hint)

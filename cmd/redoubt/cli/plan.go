@@ -27,7 +27,7 @@ func (a *app) planCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return a.with(c.Context(), func(ctx context.Context, f *fleet) error {
+		return a.with(c.Context(), func(ctx context.Context, f *connection) error {
 			for n, w := range workloads {
 				name := named(w.GetNamespace(), w.GetName())
 				resp, err := f.PlanWorkload(ctx, &redoubtv1.PlanWorkloadRequest{Workload: w})

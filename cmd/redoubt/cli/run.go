@@ -19,7 +19,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
-	fleetvalues "redoubt.dev/redoubt/control/fleet"
+	"redoubt.dev/redoubt/control/fleet"
 	redoubtv1 "redoubt.dev/redoubt/proto/redoubt/v1"
 )
 
@@ -71,7 +71,7 @@ func (a *app) runCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return a.with(c.Context(), func(ctx context.Context, f *fleet) error {
+		return a.with(c.Context(), func(ctx context.Context, f *connection) error {
 			_, err := f.ApplyWorkload(ctx, &redoubtv1.ApplyWorkloadRequest{Workload: w, ExpectedRevision: proto.Uint64(0), CommandId: commandID()})
 			switch code := status.Code(err); {
 			case r.name != "" && (code == codes.AlreadyExists || code == codes.FailedPrecondition):
@@ -120,7 +120,7 @@ func (a *app) job(r runFlags, image string, args []string) (*redoubtv1.Workload,
 		limits["memory"] = r.memory
 	}
 	w := &redoubtv1.Workload{
-		Kind: string(fleetvalues.KindJob), Namespace: a.namespace, Name: r.name, Isolation: iso, Network: r.network,
+		Kind: string(fleet.KindJob), Namespace: a.namespace, Name: r.name, Isolation: iso, Network: r.network,
 		RestartPolicy: "Never", Job: &redoubtv1.Job{BackoffLimit: proto.Uint32(0)},
 		Containers: []*redoubtv1.Container{{
 			Image: image, Args: args, Env: vars, WorkingDir: r.workdir, Ports: ports,
@@ -130,8 +130,8 @@ func (a *app) job(r runFlags, image string, args []string) (*redoubtv1.Workload,
 	if len(r.sites) > 0 {
 		w.Placement = &redoubtv1.Placement{Sites: r.sites}
 	}
-	if _, err := fleetvalues.WorkloadFromProto(w); err != nil {
-		var invalid *fleetvalues.InvalidWorkload
+	if _, err := fleet.WorkloadFromProto(w); err != nil {
+		var invalid *fleet.InvalidWorkload
 		if errors.As(err, &invalid) && len(invalid.Fields) > 0 {
 			return nil, fmt.Errorf("run: %s", invalid.Fields[0].Error())
 		}
@@ -199,7 +199,7 @@ func runAs(user string) (*redoubtv1.SecurityContext, error) {
 // attended is a job that somebody waits for.
 type attended struct {
 	*app
-	fleet *fleet
+	fleet *connection
 	w     *redoubtv1.Workload
 }
 

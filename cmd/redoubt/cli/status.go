@@ -16,7 +16,7 @@ func (a *app) statusCommand() *cobra.Command {
 		Long: "Shows a workload with its instances: node, runtime, class, phase, the host pid\nof the process that is the boundary, address, restarts, age, the kernel inside\nas it was measured, and why it runs on nothing stronger.",
 	}
 	a.namespaced(c)
-	return a.listing(c, func(ctx context.Context, f *fleet, out *output, args []string) error {
+	return a.listing(c, func(ctx context.Context, f *connection, out *output, args []string) error {
 		resp, err := f.GetWorkload(ctx, &redoubtv1.GetWorkloadRequest{Namespace: a.namespace, Name: args[0]})
 		if err != nil {
 			return fmt.Errorf("status of %s: %w", args[0], err)
@@ -44,7 +44,7 @@ func (o *output) heading(w *redoubtv1.StoredWorkload, width int) string {
 	var b strings.Builder
 	phase := orDash(workloadPhase(st.GetPhase()))
 	fmt.Fprintf(&b, "%s  %s  %s, %s\n", o.paint(cell{named(s.GetNamespace(), s.GetName()), bold}), s.GetKind(), o.paint(state(phase)), ready(w))
-	floor, prefer := orDash(s.GetIsolation().GetFloor()), orDash(s.GetIsolation().GetPrefer())
+	floor, prefer := floorOf(s), preferOf(s)
 	by := ""
 	if w.GetUpdatedBy() != "" {
 		by = " by " + w.GetUpdatedBy()

@@ -27,7 +27,7 @@ func (a *app) stopCommand() *cobra.Command {
 		if conditional && len(args) != 1 {
 			return fmt.Errorf("--if-revision is about one workload, this names %d", len(args))
 		}
-		return a.with(c.Context(), func(ctx context.Context, f *fleet) error {
+		return a.with(c.Context(), func(ctx context.Context, f *connection) error {
 			var pending []string
 			for _, name := range args {
 				req := &redoubtv1.StopWorkloadRequest{Namespace: a.namespace, Name: name, CommandId: commandID()}
@@ -65,7 +65,7 @@ func (a *app) stopCommand() *cobra.Command {
 }
 
 // awaitStop waits until the workload is forgotten.
-func (a *app) awaitStop(ctx context.Context, f *fleet, wait *waiting, name string) error {
+func (a *app) awaitStop(ctx context.Context, f *connection, wait *waiting, name string) error {
 	last, left := "", 0
 	err := f.watch(ctx, a.namespace, func(ctx context.Context) (bool, error) {
 		resp, err := f.GetWorkload(ctx, &redoubtv1.GetWorkloadRequest{Namespace: a.namespace, Name: name})

@@ -6,7 +6,7 @@ import (
 	"time"
 	"unicode/utf8"
 
-	fleetvalues "redoubt.dev/redoubt/control/fleet"
+	"redoubt.dev/redoubt/control/fleet"
 )
 
 func width(s string) int { return utf8.RuneCountInString(s) }
@@ -109,7 +109,7 @@ func size(bytes int64) string {
 // named is a workload's or instance's name, with its namespace if it is not
 // the default one.
 func named(namespace, name string) string {
-	if namespace == "" || namespace == fleetvalues.DefaultNamespace {
+	if namespace == "" || namespace == fleet.DefaultNamespace {
 		return name
 	}
 	return namespace + "/" + name

@@ -30,7 +30,7 @@ func (a *app) joinTokenCommand() *cobra.Command {
 		case *role == "server" && *site != "":
 			return fmt.Errorf("--site is for nodes; a server belongs to no site")
 		}
-		return a.with(c.Context(), func(ctx context.Context, f *fleet) error {
+		return a.with(c.Context(), func(ctx context.Context, f *connection) error {
 			resp, err := f.CreateJoinToken(ctx, &redoubtv1.CreateJoinTokenRequest{
 				Role: *role, Node: *node, Site: *site, Ttl: durationpb.New(*ttl), CommandId: commandID(),
 			})

@@ -20,7 +20,7 @@ const lookEvery = 2 * time.Second
 
 // watch calls look at once and then after every change that the fleet tells
 // of, until look is done, fails, or ctx ends.
-func (f *fleet) watch(ctx context.Context, namespace string, look func(context.Context) (done bool, err error)) error {
+func (f *connection) watch(ctx context.Context, namespace string, look func(context.Context) (done bool, err error)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	changed := make(chan struct{}, 1)
 	var wg sync.WaitGroup
@@ -62,7 +62,7 @@ func (f *fleet) watch(ctx context.Context, namespace string, look func(context.C
 }
 
 // listing adds the flags of a verb that shows something, and runs it.
-func (a *app) listing(c *cobra.Command, show func(ctx context.Context, f *fleet, out *output, args []string) error) *cobra.Command {
+func (a *app) listing(c *cobra.Command, show func(ctx context.Context, f *connection, out *output, args []string) error) *cobra.Command {
 	a.client(c)
 	a.formatted(c)
 	watch := c.Flags().BoolP("watch", "w", false, "show it again after every change")
@@ -71,7 +71,7 @@ func (a *app) listing(c *cobra.Command, show func(ctx context.Context, f *fleet,
 		if err != nil {
 			return err
 		}
-		return a.with(c.Context(), func(ctx context.Context, f *fleet) error {
+		return a.with(c.Context(), func(ctx context.Context, f *connection) error {
 			if !*watch {
 				return show(ctx, f, out, args)
 			}
@@ -83,7 +83,7 @@ func (a *app) listing(c *cobra.Command, show func(ctx context.Context, f *fleet,
 
 // redraw shows what has changed: on a terminal in the place of what was shown
 // before, elsewhere after it.
-func (a *app) redraw(ctx context.Context, f *fleet, out *output, show func(context.Context, *output) error) error {
+func (a *app) redraw(ctx context.Context, f *connection, out *output, show func(context.Context, *output) error) error {
 	file, ok := a.Stdout.(*os.File)
 	terminal := ok && term.IsTerminal(int(file.Fd()))
 	var shown []byte
