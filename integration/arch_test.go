@@ -67,8 +67,10 @@ var rooms = []struct {
 
 	{"agent", []string{"agent", "isolation", "identity", "proto"}},
 	{"agent/driver", []string{"agent/driver", "isolation"}},
+	{"agent/driver/fake", []string{"agent/driver", "agent/image", "isolation"}},
 
 	{"deploy/runtimes", []string{"deploy/runtimes"}},
+	{"deploy/node", []string{"deploy/node", "deploy/runtimes", "agent", "isolation", "identity", "proto"}},
 	{"deploy/dev", nil},
 	{"cmd", nil},
 	{"integration", nil},

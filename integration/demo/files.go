@@ -5,24 +5,26 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
 	"gopkg.in/yaml.v3"
 
 	"redoubt.dev/redoubt/integration/net/topology"
+	redoubtv1 "redoubt.dev/redoubt/proto/redoubt/v1"
 )
 
 // adapt copies an example file with the demo's sites and patience in it, and
 // tells what it changed. Comments and order stay.
 func (d *demo) adapt(name string) (path string, changed []string, err error) {
-	text, err := os.ReadFile("examples/" + name + ".yml")
+	text, err := os.ReadFile(filepath.Join(d.examples, name+".yml"))
 	if err != nil {
 		return "", nil, err
 	}
 	var doc yaml.Node
 	if err := yaml.Unmarshal(text, &doc); err != nil || len(doc.Content) != 1 {
-		return "", nil, fmt.Errorf("examples/%s.yml is not one document: %v", name, err)
+		return "", nil, fmt.Errorf("%s/%s.yml is not one document: %v", d.examples, name, err)
 	}
 	var sites []string
 	for _, s := range d.fleet.Plan().Sites {
@@ -71,13 +73,30 @@ func put(m *yaml.Node, key string, value *yaml.Node) {
 	m.Content = append(m.Content, scalar(key), value)
 }
 
+// published is the port of the nodes at which a workload is reached.
+func (d *demo) published(ctx context.Context, name string) (uint32, error) {
+	var port uint32
+	err := d.fleet.Call(ctx, func(ctx context.Context, c redoubtv1.FleetServiceClient) error {
+		r, err := c.GetWorkload(ctx, &redoubtv1.GetWorkloadRequest{Namespace: "default", Name: name})
+		for _, ct := range r.GetWorkload().GetSpec().GetContainers() {
+			for _, p := range ct.GetPorts() {
+				port = uint32(p.GetHostPort())
+			}
+		}
+		return err
+	})
+	if err == nil && port == 0 {
+		err = verdict{name + " publishes a port", "none in its file"}
+	}
+	return port, err
+}
+
 // serves fetches web's page inside a node's own network.
 func (d *demo) serves(ctx context.Context, node string) error {
-	list, err := d.fleet.Instances(ctx, "web")
+	port, err := d.published(ctx, "web")
 	if err != nil {
 		return err
 	}
-	port := list[0].GetAssignment().GetSpec().GetContainers()[0].GetPorts()[0].GetHostPort()
 	url := fmt.Sprintf("http://%s:%d/", d.fleet.Plan().Address(node), port)
 	return topology.In(d.fleet.Plan().Namespace(d.fleet.Plan().SiteOf(node)), func() error {
 		return fetchHere(ctx, url)

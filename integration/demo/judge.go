@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -25,6 +26,7 @@ type demo struct {
 	begun     time.Time
 	lostAfter time.Duration
 	cut       time.Duration
+	examples  string
 	proven    []fact
 	tasks     []task
 }
@@ -206,9 +208,14 @@ func (d *demo) failure(err error) {
 			continue
 		}
 		lines := strings.Split(strings.TrimRight(string(text), "\n"), "\n")
+		// What was out of the ordinary, then how it ended.
+		end := max(0, len(lines)-4)
+		odd := slices.DeleteFunc(slices.Clone(lines[:end]), func(l string) bool {
+			return strings.Contains(l, "level=INFO") || strings.Contains(l, "level=DEBUG")
+		})
 		d.line("")
-		d.line(d.paint(dim, "the end of "+d.fleet.Path("logs/"+filepath.Base(l))))
-		for _, line := range lines[max(0, len(lines)-8):] {
+		d.line(d.paint(dim, "from "+d.fleet.Path("logs/"+filepath.Base(l))))
+		for _, line := range append(odd[max(0, len(odd)-6):], lines[end:]...) {
 			d.line("  " + line)
 		}
 	}

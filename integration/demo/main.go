@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -31,9 +32,10 @@ func run() int {
 	dir := flag.String("dir", ".demo", "where the fleet keeps its data")
 	prefix := flag.String("prefix", "rd-demo", "begins the names of network namespaces")
 	network := flag.Uint("net", 77, "the second number of the fleet's network, 10.N.0.0/16")
-	ttl := flag.Duration("svid-ttl", 12*time.Second, "how long identities last")
+	ttl := flag.Duration("svid-ttl", 20*time.Second, "how long identities last")
 	lost := flag.Duration("lost-after", 10*time.Second, "how long a node may be silent before its work is replaced")
-	cut := flag.Duration("cut", 16*time.Second, "how long a site is cut off; longer than both")
+	cut := flag.Duration("cut", 21*time.Second, "how long a site is cut off; longer than both")
+	examples := flag.String("examples", "examples", "the folder with web.yml, batch.yml and vault.yml")
 	flag.Parse()
 
 	s := newShow(os.Stdout)
@@ -61,7 +63,7 @@ func run() int {
 		return s.fail(err)
 	}
 	defer f.Close()
-	d := &demo{show: s, fleet: f, begun: time.Now(), lostAfter: *lost, cut: *cut}
+	d := &demo{show: s, fleet: f, begun: time.Now(), lostAfter: *lost, cut: *cut, examples: *examples}
 	if *stop && !f.Left() {
 		s.note("No demo is up.")
 		return 0
@@ -79,9 +81,20 @@ func run() int {
 	return d.perform(ctx, *keep)
 }
 
+// attempt runs the steps. A mistake of the demo itself must not leave a fleet
+// behind either.
+func (d *demo) attempt(ctx context.Context) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("the demo itself is broken: %v\n%s", r, debug.Stack())
+		}
+	}()
+	return d.steps(ctx)
+}
+
 // perform runs the steps, then takes the fleet down unless it is to be kept.
 func (d *demo) perform(ctx context.Context, keep bool) int {
-	err := d.steps(ctx)
+	err := d.attempt(ctx)
 	if err == nil && keep {
 		d.farewell()
 		return 0

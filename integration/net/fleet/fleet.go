@@ -149,7 +149,8 @@ func (f *Fleet) Build(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(f.File("logs"), 0o700); err != nil {
+	// The logs of an earlier run that failed were kept until now.
+	if err := errors.Join(os.RemoveAll(f.File("logs")), os.MkdirAll(f.File("logs"), 0o700)); err != nil {
 		return err
 	}
 	f.world, err = topology.Build(ctx, f.cfg.Plan)
@@ -207,7 +208,7 @@ func (f *Fleet) AgentRun(node string) []string {
 	for _, s := range f.cfg.Plan.Servers {
 		join = append(join, f.cfg.Plan.Address(s)+":7452")
 	}
-	return []string{"agent", "--data-dir", f.Path(node), "--node", node, "--site", f.cfg.Plan.SiteOf(node),
+	return []string{"agent", "--data-dir", f.Path(node), "--runtimes-dir", f.Path("runtimes"), "--node", node, "--site", f.cfg.Plan.SiteOf(node),
 		"--address", f.cfg.Plan.Address(node), "--join", strings.Join(join, ","), "--token-file", f.Path(node + ".token")}
 }
 

@@ -4,66 +4,51 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
+	"sync"
 
-	"redoubt.dev/redoubt/agent"
 	"redoubt.dev/redoubt/integration/net/topology"
-	"redoubt.dev/redoubt/isolation/probe"
 )
+
+// AgentRemove takes away what a node has on the host.
+func (f *Fleet) AgentRemove(node string) []string {
+	return []string{"agent", "remove", "--data-dir", f.Path(node), "--runtimes-dir", f.Path("runtimes")}
+}
 
 // purge has each agent's own code remove what the node holds on this host. The
 // agents must have ended.
 func (f *Fleet) purge(ctx context.Context, plan topology.Plan, nodes []string) error {
-	var errs []error
-	for _, node := range nodes {
-		dir := f.File(node)
-		if !exists(filepath.Join(dir, "containerd")) && !exists(filepath.Join(dir, "network")) {
-			continue // it never got so far
+	errs := make([]error, len(nodes))
+	var wg sync.WaitGroup
+	for i, node := range nodes {
+		if !exists(f.File(node)) || !exists(filepath.Join("/run/netns", plan.Namespace(node))) {
+			continue // it never got so far, or is half gone: force does the rest
 		}
-		if !exists(filepath.Join("/run/netns", plan.Namespace(node))) {
-			continue // half gone already; force does the rest
-		}
-		log, err := os.OpenFile(f.Log(node), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-		if err != nil {
-			return err
-		}
-		err = topology.In(plan.Namespace(node), func() error {
-			return agent.RemoveHost(ctx, agent.HostConfig{
-				Node: node, DataDir: dir, Binaries: unpacked(dir),
-				Log: slog.New(slog.NewTextHandler(log, nil)),
-			})
+		wg.Go(func() {
+			out, err := f.Run(ctx, node, f.AgentRemove(node)...)
+			f.note(node, out.Stderr)
+			switch {
+			case err != nil:
+			case out.Code != 0:
+				err = errors.New(strings.TrimSpace(out.Stderr))
+			}
+			if err != nil {
+				errs[i] = fmt.Errorf("remove what node %s has on this host: %w", node, err)
+			}
 		})
-		log.Close()
-		if err != nil {
-			errs = append(errs, fmt.Errorf("remove what node %s holds: %w", node, err))
-		}
 	}
+	wg.Wait()
 	return errors.Join(errs...)
 }
 
-// unpacked finds the runtimes that an agent unpacked below its data directory.
-// What the removal does not find it has no container of.
-func unpacked(dir string) probe.Binaries {
-	found := map[string]string{}
-	for _, name := range []string{"containerd", "containerd-shim-runc-v2", "runc", "runsc", "redoubt-oci"} {
-		found[name] = filepath.Join(dir, "absent", name)
+// note adds to a daemon's log.
+func (f *Fleet) note(name, text string) {
+	log, err := os.OpenFile(f.Log(name), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return
 	}
-	_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() && (d.Name() == "root" || d.Name() == "netns") {
-			return fs.SkipDir
-		}
-		if _, wanted := found[d.Name()]; wanted && d.Type().IsRegular() {
-			if info, err := d.Info(); err == nil && info.Mode()&0o100 != 0 {
-				found[d.Name()] = path
-			}
-		}
-		return nil
-	})
-	return probe.Binaries{
-		Containerd: found["containerd"], Shim: found["containerd-shim-runc-v2"],
-		Runc: found["runc"], Runsc: found["runsc"], Wrapper: found["redoubt-oci"],
-	}
+	defer log.Close()
+	_, _ = log.WriteString(text)
 }
