@@ -131,13 +131,26 @@ func (s *Server) open(ctx context.Context, node string, open *redoubtv1.StreamOp
 	}
 }
 
-// passOpen gives the request to whichever server holds node's session.
+// passOpen gives the request to whichever server holds node's session. A node
+// that renews its identity moves its session and has none for a moment, which
+// must not fail a call; so it is looked for again for a while.
 func (s *Server) passOpen(ctx context.Context, node string, open *redoubtv1.StreamOpen) error {
-	if s.sessions.send(node, &redoubtv1.SessionResponse{Message: &redoubtv1.SessionResponse_StreamOpen{StreamOpen: open}}) {
-		return nil
-	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
+	for !s.passOnce(ctx, node, open) {
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+			return status.Errorf(codes.Unavailable, "node %s has no session with any server now; `redoubt node list` tells since when", node)
+		}
+	}
+	return nil
+}
+
+func (s *Server) passOnce(ctx context.Context, node string, open *redoubtv1.StreamOpen) bool {
+	if s.sessions.send(node, &redoubtv1.SessionResponse{Message: &redoubtv1.SessionResponse_StreamOpen{StreamOpen: open}}) {
+		return true
+	}
 	for _, peer := range s.otherServers() {
 		conn, err := s.peers.conn(peer)
 		if err != nil {
@@ -145,10 +158,10 @@ func (s *Server) passOpen(ctx context.Context, node string, open *redoubtv1.Stre
 		}
 		r, err := redoubtv1.NewPeerServiceClient(conn).OpenStream(ctx, &redoubtv1.OpenStreamRequest{Node: node, Open: open})
 		if err == nil && r.GetPassed() {
-			return nil
+			return true
 		}
 	}
-	return status.Errorf(codes.Unavailable, "node %s has no session with any server now; `redoubt node list` tells since when", node)
+	return false
 }
 
 // Exec joins a user's stream and an agent's.
