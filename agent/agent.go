@@ -14,8 +14,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/hashicorp/memberlist"
-
 	"redoubt.dev/redoubt/agent/driver"
 	"redoubt.dev/redoubt/agent/logs"
 	"redoubt.dev/redoubt/agent/reconcile"
@@ -69,7 +67,7 @@ type Deps struct {
 	Identity        Identity
 	Log             *slog.Logger
 	Dial            DialContext
-	GossipTransport memberlist.Transport
+	GossipTransport gossip.Transport
 	// BootClock and BootID replace the kernel's, for simulations.
 	BootClock func() time.Duration
 	BootID    string

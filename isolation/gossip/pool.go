@@ -47,6 +47,10 @@ type Conflict struct {
 	Present, Other string // addresses
 }
 
+// Transport carries a pool's packets and streams; nil in a Config is the
+// network's own.
+type Transport = memberlist.Transport
+
 // Config of a pool.
 type Config struct {
 	Node isolation.NodeID
@@ -57,7 +61,7 @@ type Config struct {
 	// Peers are addresses of other members, as known now.
 	Peers func() []string
 	// Transport replaces UDP and TCP; for simulations.
-	Transport memberlist.Transport
+	Transport Transport
 	// OnHint and OnConflict must not block. OnConflict may be nil.
 	OnHint     func(Hint)
 	OnConflict func(Conflict)
