@@ -44,7 +44,7 @@ func (a *app) listCommand(verb string) *cobra.Command {
 					why = strings.TrimPrefix(st.GetWhy(), s.GetName()+" is pending: ")
 				}
 				on, nodes := isolationOf(st.GetInstances())
-				t.row(name, name, s.GetKind(), state(workloadPhase(st.GetPhase())), readyShort(w), on, since(w.GetCreated()), why,
+				t.row(name, name, s.GetKind(), marked(workloadPhase(st.GetPhase())), readyShort(w), on, since(w.GetCreated()), why,
 					floorOf(s), preferOf(s), orDash(nodes), w.GetRevision(), w.GetUpdatedBy())
 			}
 			t.empty("There are no workloads. `redoubt apply FILE` or `redoubt run IMAGE` begins one.")
@@ -131,7 +131,7 @@ func instanceTable(t *table, instances []*redoubtv1.Instance) {
 		if ended(i) && st.GetFinished() != nil {
 			exit = fmt.Sprint(st.GetExitCode())
 		}
-		t.row(name, name, as.GetNode(), as.GetRuntime(), class(as.GetClass()), state(phaseOf(i)), pid, orDash(st.GetAddress()),
+		t.row(name, name, as.GetNode(), as.GetRuntime(), class(as.GetClass()), marked(phaseOf(i)), pid, orDash(st.GetAddress()),
 			st.GetRestarts(), since(i.GetCreated()),
 			as.GetSite(), orDash(as.GetVariant()), orDash(surfaceOf(st.GetMeasured())), orDash(st.GetKernel()), exit, orDash(st.GetImageDigest()), as.GetUid(), orDash(st.GetMessage()))
 	}

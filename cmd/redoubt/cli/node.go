@@ -29,7 +29,7 @@ func (a *app) nodeListCommand() *cobra.Command {
 					cpu = cores(n.GetAllocatedCpuMillis()) + "/" + cores(h.GetCpuMillis())
 					memory = size(n.GetAllocatedMemoryBytes()) + "/" + size(h.GetMemoryBytes())
 				}
-				t.row(n.GetId(), n.GetId(), n.GetSite(), state(nodeState(n)), orDash(class(strongest)), orDash(list(runtimes, 3)), cpu, memory, n.GetInstances(),
+				t.row(n.GetId(), n.GetId(), n.GetSite(), marked(nodeState(n)), orDash(class(strongest)), orDash(list(runtimes, 3)), cpu, memory, n.GetInstances(),
 					orDash(kvmVerdict(h.GetKvm().GetVerdict())), orDash(h.GetKernel()), orDash(n.GetAgentVersion()), orDash(n.GetSessionServer()), orDash(n.GetHint()))
 			}
 			t.empty("There are no nodes. `redoubt node join-token` makes the token that one joins with.")
@@ -57,7 +57,7 @@ func (a *app) nodeStatusCommand() *cobra.Command {
 func (a *app) showNode(out *output, resp *redoubtv1.GetNodeResponse) error {
 	n, width := resp.GetNode(), a.prose()
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s  site %s  %s\n", out.paint(cell{n.GetId(), bold}), n.GetSite(), out.paint(state(nodeState(n))))
+	fmt.Fprintf(&b, "%s  site %s  %s\n", out.paint(cell{n.GetId(), bold}), n.GetSite(), out.paint(marked(nodeState(n))))
 	if n.GetHint() != "" {
 		b.WriteString(hang("  ", n.GetHint(), width))
 	}
@@ -67,32 +67,52 @@ func (a *app) showNode(out *output, resp *redoubtv1.GetNodeResponse) error {
 		_, err := fmt.Fprint(out.w, b.String())
 		return err
 	}
-	cgroup := "v1"
-	if h.GetCgroupV2() {
-		cgroup = "v2"
-	}
-	b.WriteString(hang("  ", fmt.Sprintf("Linux %s, %s, cgroup %s; %s of %s cores and %s of %s memory promised", h.GetKernel(), h.GetArch(), cgroup,
+	b.WriteString(hang("  ", fmt.Sprintf("%s; %s of %s cores and %s of %s memory promised", hostText(h),
 		cores(n.GetAllocatedCpuMillis()), cores(h.GetCpuMillis()), size(n.GetAllocatedMemoryBytes()), size(h.GetMemoryBytes())), width))
 	if n.GetSessionServer() != "" {
 		agent := "agent " + orDash(n.GetAgentVersion())
 		b.WriteString(hang("  ", fmt.Sprintf("%s, session with server %s, last heard %s ago", agent, n.GetSessionServer(), age(n.GetSilent().AsDuration())), width))
 	}
-	b.WriteString(hang("  KVM ", kvmText(h.GetKvm()), width))
-	b.WriteString("\n")
 	if _, err := fmt.Fprint(out.w, b.String()); err != nil {
+		return err
+	}
+	if err := a.showFindings(out, n); err != nil || len(resp.GetInstances()) == 0 {
+		return err
+	}
+	fmt.Fprintln(out.w)
+	return out.table(func(t *table) { instanceTable(t, resp.GetInstances()) })
+}
+
+// showHost is a host that belongs to no fleet.
+func (a *app) showHost(out *output, n *redoubtv1.Node) error {
+	h := n.GetReport().GetHost()
+	_, err := fmt.Fprintf(out.w, "%s\n%s", out.paint(cell{n.GetId(), bold}),
+		hang("  ", fmt.Sprintf("%s; %s cores, %s memory", hostText(h), cores(h.GetCpuMillis()), size(h.GetMemoryBytes())), a.prose()))
+	if err != nil {
+		return err
+	}
+	return a.showFindings(out, n)
+}
+
+func hostText(h *redoubtv1.HostFacts) string {
+	cgroup := "v1"
+	if h.GetCgroupV2() {
+		cgroup = "v2"
+	}
+	return fmt.Sprintf("Linux %s, %s, cgroup %s", h.GetKernel(), h.GetArch(), cgroup)
+}
+
+// showFindings shows what was proven, and for the rest why not.
+func (a *app) showFindings(out *output, n *redoubtv1.Node) error {
+	width := a.prose()
+	if _, err := fmt.Fprint(out.w, hang("  KVM ", kvmText(n.GetReport().GetHost().GetKvm()), width)+"\n"); err != nil {
 		return err
 	}
 	if err := out.table(func(t *table) { findingTable(t, n) }); err != nil {
 		return err
 	}
-	if _, err := fmt.Fprint(out.w, reasons(n.GetReport().GetFindings(), width)); err != nil {
-		return err
-	}
-	if len(resp.GetInstances()) == 0 {
-		return nil
-	}
-	fmt.Fprintln(out.w)
-	return out.table(func(t *table) { instanceTable(t, resp.GetInstances()) })
+	_, err := fmt.Fprint(out.w, reasons(n.GetReport().GetFindings(), width))
+	return err
 }
 
 // kvmText says what the probe of a real guest made of KVM.
@@ -132,7 +152,7 @@ func findingTable(t *table, n *redoubtv1.Node) {
 		if f.GetOverheadMemoryBytes() > 0 {
 			overhead = size(f.GetOverheadMemoryBytes())
 		}
-		t.row(name, name, class(f.GetClass()), state(st), score, ago, calls, devices,
+		t.row(name, name, class(f.GetClass()), marked(st), score, ago, calls, devices,
 			orDash(f.GetVersion()), orDash(f.GetDigest()), overhead, orDash(source))
 	}
 }
@@ -183,7 +203,7 @@ func (a *app) siteListCommand() *cobra.Command {
 				case s.GetReady() < s.GetNodes():
 					st = "partial"
 				}
-				t.row(s.GetId(), s.GetId(), state(st), s.GetNodes(), s.GetReady(), orDash(class(s.GetStrongest())), s.GetInstances())
+				t.row(s.GetId(), s.GetId(), marked(st), s.GetNodes(), s.GetReady(), orDash(class(s.GetStrongest())), s.GetInstances())
 			}
 			t.empty("There are no sites: no node has joined yet.")
 		})

@@ -33,7 +33,7 @@ func (a *app) raftListCommand() *cobra.Command {
 				if s.GetId() == resp.GetAnsweredBy() {
 					answered = "here"
 				}
-				t.row(s.GetId(), s.GetId(), role, state(st), applied, orDash(s.GetVersion()), s.GetApiAddress(),
+				t.row(s.GetId(), s.GetId(), role, marked(st), applied, orDash(s.GetVersion()), s.GetApiAddress(),
 					s.GetRaftAddress(), s.GetEnrollAddress(), s.GetFeatureLevel(), answered)
 			}
 		})

@@ -44,8 +44,8 @@ var colours = map[string]string{
 	"failed": red, "lost": red, "rejected": red, "unreachable": red, "unusable": red,
 }
 
-// state colours a cell by its first word.
-func state(text string) cell {
+// marked colours a cell by its first word.
+func marked(text string) cell {
 	first, _, _ := strings.Cut(text, " ")
 	return cell{text: text, colour: colours[strings.TrimRight(first, ",")]}
 }
