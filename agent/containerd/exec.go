@@ -93,12 +93,7 @@ func (d *Driver) exec(ctx context.Context, f *found, s driver.ExecSpec, streams 
 	}
 	wg.Go(func() { x.serve(served, streams) })
 	code, err := x.wait(ctx)
-	if err != nil {
-		// Nobody waits for it any more.
-		kill, cancel := d.detached(ctx, killFor)
-		defer cancel()
-		_ = x.signal(kill, syscall.SIGKILL)
-	}
+	x.abandoned = err != nil
 	return code, err
 }
 
@@ -166,6 +161,8 @@ type execution struct {
 	f  *found
 	p  containerd.Process
 	id string
+	// abandoned: nobody waits for it any more; discard kills it.
+	abandoned bool
 }
 
 // wait returns the exit code. It outlives a restart of the daemon.
@@ -274,16 +271,20 @@ func (x *execution) signal(ctx context.Context, sig syscall.Signal) error {
 }
 
 // discard removes the exec from the shim and waits until its output is
-// through.
+// through. One that still runs is killed, until it has ended.
 func (x *execution) discard(ctx context.Context) {
 	call, cancel := x.d.detached(ctx, deleteFor)
 	defer cancel()
-	for range 20 {
+	for i := 0; call.Err() == nil; i++ {
+		if x.abandoned && i%10 == 0 {
+			if err := x.signal(call, syscall.SIGKILL); err != nil {
+				x.d.log.Debug("an exec that nobody waits for is not killed yet", "instance", string(x.f.id), "cause", err)
+			}
+		}
 		_, err := x.p.Delete(call)
 		if !errdefs.IsFailedPrecondition(err) {
 			break
 		}
-		// It was killed and has not quite died.
 		time.Sleep(50 * time.Millisecond)
 	}
 	_ = os.Remove(filepath.Join(x.d.cfg.bundle(string(x.f.id)), x.id+".pid.internal"))

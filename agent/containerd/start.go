@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/containerd/api/types/task"
@@ -67,7 +68,12 @@ func (d *Driver) start(ctx context.Context, s driver.Spec) (driver.Container, er
 			return driver.Container{}, fmt.Errorf("remove the earlier one: %w", err)
 		}
 	}
-	started, err := d.create(ctx, s, r)
+	started, begun, err := d.create(ctx, s, r)
+	if err != nil && begun {
+		// The workload has run, or runs: taking it away would hide that from
+		// the caller, who would run it again. List tells what became of it.
+		return driver.Container{}, err
+	}
 	if err != nil {
 		clean, cancel := d.detached(ctx, createFor)
 		defer cancel()
@@ -94,19 +100,21 @@ func (d *Driver) anything(id driver.ID) bool {
 	return false
 }
 
-func (d *Driver) create(ctx context.Context, s driver.Spec, r ociRuntime) (driver.Container, error) {
+// create makes a container and starts its workload; begun tells whether the
+// workload may have begun.
+func (d *Driver) create(ctx context.Context, s driver.Spec, r ociRuntime) (_ driver.Container, begun bool, _ error) {
 	var none driver.Container
 	handler, err := d.cfg.handler(r)
 	if err != nil {
-		return none, err
+		return none, false, err
 	}
 	img, config, err := d.unpacked(ctx, s.Image)
 	if err != nil {
-		return none, err
+		return none, false, err
 	}
 	spec, err := ociSpec(s, config, r, d.sweep.group(string(s.ID)), d.sweep.cg.unified)
 	if err != nil {
-		return none, err
+		return none, false, err
 	}
 	user := s.User
 	if user == "" {
@@ -121,17 +129,18 @@ func (d *Driver) create(ctx context.Context, s driver.Spec, r ociRuntime) (drive
 	}
 	for k, v := range s.Labels {
 		if strings.HasPrefix(k, labelPrefix) {
-			return none, fmt.Errorf("label %q: the prefix %s is taken", k, labelPrefix)
+			return none, false, fmt.Errorf("label %q: the prefix %s is taken", k, labelPrefix)
 		}
 		labels[k] = v
 	}
 	snapshotter, err := d.snapshots(ctx)
 	if err != nil {
-		return none, err
+		return none, false, err
 	}
 
 	call, cancel := d.bound(ctx, createFor)
 	defer cancel()
+	began := time.Now()
 	c, err := d.client.NewContainer(call, string(s.ID),
 		containerd.WithImageName(img.Name()),
 		containerd.WithSnapshotter(snapshotter),
@@ -141,41 +150,45 @@ func (d *Driver) create(ctx context.Context, s driver.Spec, r ociRuntime) (drive
 		containerd.WithSpec(spec, oci.WithUser(user)),
 	)
 	if err != nil {
-		return none, fmt.Errorf("make the container: %w", err)
+		return none, false, fmt.Errorf("make the container: %w", err)
 	}
 	output, err := outputTo(s.LogPath)
 	if err != nil {
-		return none, err
+		return none, false, err
 	}
+	recorded := time.Now()
 	t, err := c.NewTask(call, output)
 	if err != nil {
-		return none, fmt.Errorf("make the sandbox: %w", err)
+		return none, false, fmt.Errorf("make the sandbox: %w", err)
 	}
 	// The sandbox is up, the workload not yet in it.
+	sandboxed := time.Now()
 	proc, err := findProcess(int(t.Pid()))
 	if err != nil {
-		return none, fmt.Errorf("the process of the sandbox (pid %d) is gone: %w", t.Pid(), err)
+		return none, false, fmt.Errorf("the process of the sandbox (pid %d) is gone: %w", t.Pid(), err)
 	}
 	if err := boundary(r, proc.Pid); err != nil {
-		return none, err
+		return none, false, err
 	}
 	f := &found{Container: c, id: s.ID}
 	rec := startRecord{process: proc, Boot: bootID(), At: proc.started()}
 	if err := d.label(ctx, f, labelStarted, rec); err != nil {
-		return none, fmt.Errorf("note the start: %w", err)
+		return none, false, fmt.Errorf("note the start: %w", err)
 	}
 	run, cancel := d.bound(ctx, startTask)
 	defer cancel()
 	if err := t.Start(run); err != nil {
-		return none, fmt.Errorf("start the workload: %w", err)
+		// Without an answer the workload may run all the same.
+		return none, run.Err() != nil, fmt.Errorf("start the workload: %w", err)
 	}
+	d.log.Debug("container start took", "instance", string(s.ID), "record", recorded.Sub(began), "sandbox", sandboxed.Sub(recorded), "workload", time.Since(sandboxed))
 	if err := d.look(ctx, f); err != nil {
-		return none, err
+		return none, true, err
 	}
 	if err := d.settle(ctx, f); err != nil { // it may be that fast
-		return none, err
+		return none, true, err
 	}
-	return d.container(f), nil
+	return d.container(f), true, nil
 }
 
 // boundary checks that the process between the workload and the host is the
