@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
+	"redoubt.dev/redoubt/agent"
 	"redoubt.dev/redoubt/identity"
 	redoubtv1 "redoubt.dev/redoubt/proto/redoubt/v1"
 )
@@ -95,6 +97,20 @@ func (f *Fleet) Nodes(ctx context.Context) (map[string]*redoubtv1.Node, error) {
 		return err
 	})
 	return out, err
+}
+
+// IdentityEnd is when the SVID that a node holds on disk ends.
+func (f *Fleet) IdentityEnd(node string) (time.Time, error) {
+	disk, err := identity.OpenDisk(agent.IdentityDir(f.File(node)), slog.New(slog.DiscardHandler))
+	if err != nil {
+		return time.Time{}, err
+	}
+	defer disk.Close()
+	svid, err := disk.GetX509SVID()
+	if err != nil {
+		return time.Time{}, fmt.Errorf("identity of node %s: %w", node, err)
+	}
+	return svid.Certificates[0].NotAfter, nil
 }
 
 // Leader is the id of the server that leads, as the others know it.
