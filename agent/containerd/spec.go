@@ -112,7 +112,9 @@ func ociSpec(s driver.Spec, image ocispec.ImageConfig, r ociRuntime, cgroup stri
 			},
 		},
 	}
-	if s.Limits.Pids > 0 {
+	if s.Limits.Pids > 0 && r.Sandbox {
+		// With the host's kernel the control group bounds the container, and
+		// this would count whatever else the host runs for the same user.
 		n := uint64(s.Limits.Pids)
 		spec.Process.Rlimits = append(spec.Process.Rlimits, rlimit("RLIMIT_NPROC", unix.RLIMIT_NPROC, n, n))
 	}
