@@ -134,7 +134,10 @@ func commandID() string { return rand.Text() }
 
 // await waits until a service runs as it should, or a job has completed.
 func (a *app) await(ctx context.Context, f *connection, wait *waiting, namespace, name string) error {
-	var last, why string
+	var (
+		last, why string
+		behind    *redoubtv1.Instance // one that keeps it from being there
+	)
 	err := f.watch(ctx, namespace, func(ctx context.Context) (bool, error) {
 		resp, err := f.ExplainWorkload(ctx, &redoubtv1.ExplainWorkloadRequest{Namespace: namespace, Name: name})
 		if err != nil {
@@ -143,6 +146,7 @@ func (a *app) await(ctx context.Context, f *connection, wait *waiting, namespace
 		w, e := resp.GetWorkload(), resp.GetExplanation()
 		st := w.GetStatus()
 		why = e.GetSummary()
+		behind = laggard(st)
 		if now := progress(w); now != last {
 			a.say("%s", now)
 			last = now
@@ -158,10 +162,34 @@ func (a *app) await(ctx context.Context, f *connection, wait *waiting, namespace
 		}
 		return settled(st, e), nil
 	})
-	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() != nil {
-		return fmt.Errorf("%s is not there after %s. %s `redoubt explain %s` says more", named(namespace, name), wait.timeout, why, name)
+	if !errors.Is(err, context.DeadlineExceeded) || ctx.Err() == nil {
+		return err
 	}
-	return err
+	if behind != nil {
+		return fmt.Errorf("%s is not there after %s: %s; `redoubt workload status %s` shows more", named(namespace, name), wait.timeout, standing(behind), name)
+	}
+	return fmt.Errorf("%s is not there after %s. %s `redoubt explain %s` says more", named(namespace, name), wait.timeout, why, name)
+}
+
+// laggard is the first instance that has a node and is not what it should be.
+func laggard(st *redoubtv1.WorkloadStatus) *redoubtv1.Instance {
+	for _, i := range st.GetInstances() {
+		switch i.GetStatus().GetPhase() {
+		case redoubtv1.InstancePhase_INSTANCE_PHASE_RUNNING, redoubtv1.InstancePhase_INSTANCE_PHASE_SUCCEEDED, redoubtv1.InstancePhase_INSTANCE_PHASE_STOPPED:
+		default:
+			return i
+		}
+	}
+	return nil
+}
+
+// standing is an instance's phase with what the agent says of it.
+func standing(i *redoubtv1.Instance) string {
+	s := i.GetAssignment().GetInstance() + " is " + phaseOf(i)
+	if m := i.GetStatus().GetMessage(); m != "" {
+		s += ": " + m
+	}
+	return s
 }
 
 // settled tells whether all that should run runs, and placement wants no more.
@@ -179,11 +207,8 @@ func progress(w *redoubtv1.StoredWorkload) string {
 	st := w.GetStatus()
 	name := named(w.GetSpec().GetNamespace(), w.GetSpec().GetName())
 	s := fmt.Sprintf("%s: %s, %s", name, orDash(workloadPhase(st.GetPhase())), ready(w))
-	for _, i := range st.GetInstances() {
-		if m := i.GetStatus().GetMessage(); m != "" && i.GetStatus().GetPhase() != redoubtv1.InstancePhase_INSTANCE_PHASE_RUNNING {
-			s += fmt.Sprintf("; %s: %s", i.GetAssignment().GetInstance(), m)
-			break
-		}
+	if i := laggard(st); i != nil && i.GetStatus().GetMessage() != "" {
+		s += "; " + standing(i)
 	}
 	if st.GetPending() > 0 && st.GetWhy() != "" {
 		s += "; " + strings.TrimSpace(st.GetWhy())

@@ -151,6 +151,7 @@ func (a *app) root() *cobra.Command {
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return fmt.Errorf("%w; `%s --help` shows the flags", err, c.CommandPath())
 	})
+	root.PersistentFlags().StringVar(&a.context, "context", "", "fleet to talk to: a `NAME` of \"redoubt context list\", or a file (REDOUBT_CONTEXT)")
 	root.AddGroup(
 		&cobra.Group{ID: "work", Title: "Workloads:"},
 		&cobra.Group{ID: "fleet", Title: "The fleet:"},
@@ -208,9 +209,9 @@ func nounArgs(c *cobra.Command, args []string) error {
 	return fmt.Errorf("%s; it has %s", msg, strings.Join(verbs, ", "))
 }
 
-// client adds the flags that every verb with a fleet to talk to has.
+// client adds what every verb with a fleet to talk to has; --context is the
+// root's, since it may stand before the verb.
 func (a *app) client(c *cobra.Command) *cobra.Command {
-	c.Flags().StringVar(&a.context, "context", "", "fleet to talk to: a `NAME` of `redoubt context list`, or a path (REDOUBT_CONTEXT)")
 	c.Flags().BoolVarP(&a.quiet, "quiet", "q", false, "no progress and no hints")
 	return c
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"strings"
 	"sync"
@@ -42,6 +43,9 @@ func (a *app) connect() (*connection, error) {
 		return nil, err
 	}
 	file, err := identity.LoadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("there is no context file %s; `redoubt context list` shows the contexts that there are", path)
+	}
 	if err != nil {
 		return nil, err
 	}

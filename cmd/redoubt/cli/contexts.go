@@ -39,7 +39,7 @@ func (c contexts) pointer() string         { return filepath.Join(filepath.Dir(c
 // find returns the path of a context by its name.
 func (c contexts) find(name string) (string, error) {
 	if err := contextName(name); err != nil {
-		return "", fmt.Errorf("%w; a path must have a \"/\" in it", err)
+		return "", err
 	}
 	if exists(c.path(name)) {
 		return c.path(name), nil
@@ -115,7 +115,7 @@ func (a *app) choose() (name, path string, err error) {
 		if from.value == "" {
 			continue
 		}
-		if strings.Contains(from.value, "/") {
+		if contextName(from.value) != nil { // what cannot be a name is a path
 			return from.value, from.value, nil
 		}
 		c, err := a.contexts()

@@ -114,7 +114,7 @@ func (a *app) serverInitCommand() *cobra.Command {
 		}
 		a.say("Fleet %s begins with server %s.", cfg.TrustDomain, cfg.ID)
 		a.say("Start it:    redoubt server --data-dir %s", cfg.Dir)
-		a.say("Administer:  redoubt --context %s node list", cfg.AdminContext)
+		a.say("Administer:  redoubt node list --context %s", cfg.AdminContext)
 		return nil
 	}
 	a.daemon(c)
