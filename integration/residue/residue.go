@@ -152,11 +152,15 @@ func Settled(ctx context.Context, before List, o Options, patience time.Duration
 	}
 }
 
-// Describe puts differences on lines.
+// Describe puts differences on lines, the first hundred of them.
 func Describe(ds []Difference) string {
-	lines := make([]string, len(ds))
-	for i, d := range ds {
-		lines[i] = "  " + d.String()
+	const most = 100
+	var lines []string
+	for _, d := range ds[:min(most, len(ds))] {
+		lines = append(lines, "  "+d.String())
+	}
+	if more := len(ds) - most; more > 0 {
+		lines = append(lines, fmt.Sprintf("  and %d more", more))
 	}
 	return strings.Join(lines, "\n")
 }
