@@ -186,7 +186,7 @@ func (c *fleetConn) try(ctx context.Context, call func(*identity.Conn) error) er
 			switch code := status.Code(err); {
 			case unreached(err), code == codes.DeadlineExceeded:
 				failures = append(failures, fmt.Sprintf("  %s: %s", address, reachProblem(err)))
-			case code == codes.Unavailable, code == codes.Aborted:
+			case code == codes.Unavailable, unknownOutcome(err):
 				last = err
 			default:
 				c.didAnswer()
@@ -213,6 +213,13 @@ func (c *fleetConn) try(ctx context.Context, call func(*identity.Conn) error) er
 			return ctx.Err()
 		}
 	}
+}
+
+// unknownOutcome tells whether a change may or may not have been made. A stale
+// revision has the same code and is an answer.
+func unknownOutcome(err error) bool {
+	s, ok := status.FromError(err)
+	return ok && s.Code() == codes.Aborted && strings.Contains(s.Message(), "outcome")
 }
 
 // unreached tells whether a call failed before a server took it, or because

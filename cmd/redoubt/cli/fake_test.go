@@ -177,8 +177,12 @@ func (s fakeServer) ApplyWorkload(_ context.Context, req *redoubtv1.ApplyWorkloa
 	s.change(func() {
 		k := key(spec.Namespace, spec.Name)
 		old := s.workloads[k]
+		if old != nil && req.ExpectedRevision != nil && req.GetExpectedRevision() == 0 {
+			fails = status.Errorf(codes.AlreadyExists, "workload %s exists already, at revision %d by ann", spec.Name, old.GetRevision())
+			return
+		}
 		if req.ExpectedRevision != nil && req.GetExpectedRevision() != old.GetRevision() {
-			fails = status.Errorf(codes.FailedPrecondition, "%s is at revision %d, not %d: somebody changed it; look, then apply again", spec.Name, old.GetRevision(), req.GetExpectedRevision())
+			fails = status.Errorf(codes.Aborted, "%s is at revision %d, not %d: somebody changed it; look, then apply again", spec.Name, old.GetRevision(), req.GetExpectedRevision())
 			return
 		}
 		s.revision++

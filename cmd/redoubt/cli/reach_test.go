@@ -112,6 +112,7 @@ func contextFor(t *testing.T, w *world, ttl time.Duration, addresses ...string) 
 }
 
 func TestTheFirstServerThatAnswersIsUsed(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, t.TempDir())
 	file := contextFor(t, w, time.Hour, closedPort(t), silentPort(t), start(t, w, "s1"))
 	begun := time.Now()
@@ -126,6 +127,7 @@ func TestTheFirstServerThatAnswersIsUsed(t *testing.T) {
 }
 
 func TestWhereNoServerAnswersEachIsNamedWithItsReason(t *testing.T) {
+	t.Parallel()
 	w, other := newWorld(t, t.TempDir()), newWorld(t, t.TempDir())
 	closed, silent, foreign := closedPort(t), silentPort(t), start(t, other, "s1")
 	plain, err := net.Listen("tcp", "127.0.0.1:0")
@@ -163,6 +165,7 @@ func TestWhereNoServerAnswersEachIsNamedWithItsReason(t *testing.T) {
 }
 
 func TestAnIdentityRenewsItselfInItsSecondHalf(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, t.TempDir())
 	address := start(t, w, "s1")
 	w.addresses = []string{"10.9.9.9:7450", address}
@@ -203,6 +206,7 @@ func TestAnIdentityRenewsItselfInItsSecondHalf(t *testing.T) {
 func equal(a, b []string) bool { return strings.Join(a, " ") == strings.Join(b, " ") }
 
 func TestARenewalThatFailsEarlyIsToldAndBorne(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, t.TempDir())
 	w.fail = func(method string) error {
 		if method == "RenewIdentity" {
@@ -222,6 +226,7 @@ func TestARenewalThatFailsEarlyIsToldAndBorne(t *testing.T) {
 }
 
 func TestAnExpiredIdentityNamesTheRemedy(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, t.TempDir())
 	file := contextFor(t, w, time.Second, start(t, w, "s1"))
 	time.Sleep(1100 * time.Millisecond)
@@ -233,6 +238,7 @@ func TestAnExpiredIdentityNamesTheRemedy(t *testing.T) {
 
 // A server that is told of later is known when the first one is gone.
 func TestALoneServersContextLearnsOfTheOthers(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, t.TempDir())
 	first, stop, err := w.serve("s1")
 	if err != nil {
@@ -255,6 +261,7 @@ func TestALoneServersContextLearnsOfTheOthers(t *testing.T) {
 }
 
 func TestAWatchShowsAChangeAndSurvivesItsServer(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, t.TempDir())
 	first, stop, err := w.serve("s1")
 	if err != nil {
@@ -297,6 +304,7 @@ func TestAWatchShowsAChangeAndSurvivesItsServer(t *testing.T) {
 }
 
 func TestAWriteIsNotRepeatedUnderAnotherID(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, t.TempDir())
 	file := contextFor(t, w, time.Hour, start(t, w, "s1"))
 	calls := 0
@@ -329,6 +337,7 @@ type fullDisk struct{}
 func (fullDisk) Write([]byte) (int, error) { return 0, errFull }
 
 func TestOutputThatCannotBeWrittenIsAnError(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, t.TempDir())
 	file := contextFor(t, w, time.Hour, start(t, w, "s1"))
 	w.nodes.Nodes = []*redoubtv1.Node{{Id: "one"}}
