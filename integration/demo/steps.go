@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"redoubt.dev/redoubt/integration/net/fleet"
 	redoubtv1 "redoubt.dev/redoubt/proto/redoubt/v1"
 )
 
@@ -94,13 +95,7 @@ func (d *demo) servers(ctx context.Context) error {
 	if _, err := f.Start(first); err != nil {
 		return err
 	}
-	if err := f.Until(ctx, 20*time.Second, first+" leads", func(ctx context.Context, c redoubtv1.FleetServiceClient) (string, error) {
-		r, err := c.GetServerInfo(ctx, &redoubtv1.GetServerInfoRequest{})
-		if err == nil && r.GetLeader() != first {
-			return "the leader is " + r.GetLeader(), nil
-		}
-		return "", err
-	}); err != nil {
+	if err := f.Begun(ctx); err != nil {
 		return err
 	}
 	d.command("export", "REDOUBT_CONTEXT=$PWD/"+f.Path("admin.context"))
@@ -164,7 +159,7 @@ func (d *demo) agents(ctx context.Context) error {
 		if err != nil {
 			return "", err
 		}
-		return strings.Join(unproven(nodes, r.GetNodes()), "; "), nil
+		return strings.Join(fleet.Unproven(nodes, r.GetNodes()), "; "), nil
 	}); err != nil {
 		return err
 	}
@@ -178,31 +173,6 @@ func (d *demo) agents(ctx context.Context) error {
 	d.ok("Every node ran a canary container under gVisor and under runc, and believes only what the canary saw: %s from the first start.", seconds(took))
 	d.prove("runtimes proven by a canary container", "gvisor, runc on %d nodes in %s", len(nodes), seconds(took))
 	return nil
-}
-
-// unproven says what is missing until every node is ready.
-func unproven(want []string, nodes []*redoubtv1.Node) []string {
-	var out []string
-	for _, id := range want {
-		at := slices.IndexFunc(nodes, func(n *redoubtv1.Node) bool { return n.GetId() == id })
-		if at < 0 {
-			out = append(out, id+" has not enrolled")
-			continue
-		}
-		n := nodes[at]
-		if n.GetState() != redoubtv1.NodeState_NODE_STATE_READY {
-			out = append(out, id+" is "+strings.ToLower(strings.TrimPrefix(n.GetState().String(), "NODE_STATE_")))
-			continue
-		}
-		for _, runtime := range []string{"gvisor", "runc"} {
-			if !slices.ContainsFunc(n.GetReport().GetFindings(), func(f *redoubtv1.Finding) bool {
-				return f.GetRuntime() == runtime && f.GetState() == redoubtv1.FindingState_FINDING_STATE_VERIFIED
-			}) {
-				out = append(out, fmt.Sprintf("%s has not verified %s", id, runtime))
-			}
-		}
-	}
-	return out
 }
 
 func (d *demo) workloads(ctx context.Context) error {
@@ -527,7 +497,7 @@ func (d *demo) cutSite(ctx context.Context) error {
 		if err != nil {
 			return "", err
 		}
-		if missing := unproven(site.Nodes, r.GetNodes()); len(missing) > 0 {
+		if missing := fleet.Unproven(site.Nodes, r.GetNodes()); len(missing) > 0 {
 			return strings.Join(missing, "; "), nil
 		}
 		for _, id := range site.Nodes {

@@ -231,6 +231,30 @@ func (w *World) Cut(site string) error { return w.link(site, false) }
 // Heal brings a site's link up again.
 func (w *World) Heal(site string) error { return w.link(site, true) }
 
+// Unplug takes a server or node off its switch: from one moment to the next it
+// is silent, and no connection of its ends.
+func (w *World) Unplug(name string) error { return w.plug(name, false) }
+
+// Plug undoes Unplug.
+func (w *World) Plug(name string) error { return w.plug(name, true) }
+
+func (w *World) plug(name string, in bool) error {
+	at := "core"
+	if site := w.plan.SiteOf(name); site != "" {
+		at = site
+	}
+	return In(w.plan.Namespace(at), func() error {
+		link, err := netlink.LinkByName(name)
+		if err != nil {
+			return fmt.Errorf("link to %s: %w", name, err)
+		}
+		if in {
+			return netlink.LinkSetUp(link)
+		}
+		return netlink.LinkSetDown(link)
+	})
+}
+
 func (w *World) link(site string, up bool) error {
 	p := w.plan
 	for i, s := range p.Sites {
