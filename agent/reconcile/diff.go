@@ -73,6 +73,11 @@ type Action struct {
 	Why   string
 	Grace time.Duration // of Stop
 	Facts store.Facts   // of Record, Start and End
+	// Urgent: the instance must not live, so a start that is under way is cut
+	// short. That a container was seen to exit is never urgent: the start that
+	// made it is about to say so itself, and cutting it short would make it
+	// take the container away and run it a second time.
+	Urgent bool
 }
 
 // Diff returns at most one action an instance, in the order of uids. Equal
@@ -249,7 +254,7 @@ func (p *plan) stop(a *Assignment, c *driver.Container, f store.Facts, why strin
 	if c != nil && !c.Orphan {
 		switch c.State {
 		case driver.StateRunning, driver.StatePaused, driver.StateUnknown:
-			return Action{Kind: Stop, Why: why, Grace: a.Grace}, true
+			return Action{Kind: Stop, Why: why, Grace: a.Grace, Urgent: true}, true
 		case driver.StateExited:
 			if attempt(c) >= f.Attempt {
 				f = exited(f, exitOf(c))
@@ -257,7 +262,7 @@ func (p *plan) stop(a *Assignment, c *driver.Container, f store.Facts, why strin
 		}
 	}
 	f.Ending, f.Message = store.Stopped, why
-	return Action{Kind: End, Why: why, Facts: f}, true
+	return Action{Kind: End, Why: why, Facts: f, Urgent: true}, true
 }
 
 // unassigned decides about what no assignment speaks of.
@@ -271,11 +276,11 @@ func (p *plan) unassigned(uid string, c *driver.Container) (Action, bool) {
 		if err != nil {
 			grace = defaultGrace
 		}
-		return Action{Kind: Stop, Why: why, Grace: grace}, true
+		return Action{Kind: Stop, Why: why, Grace: grace, Urgent: true}, true
 	case c != nil || p.attached(uid):
-		return Action{Kind: Remove, Why: why}, true
+		return Action{Kind: Remove, Why: why, Urgent: true}, true
 	}
-	return Action{Kind: Forget, Why: why}, true
+	return Action{Kind: Forget, Why: why, Urgent: true}, true
 }
 
 // start decides whether an instance that does not run may start now.

@@ -241,7 +241,7 @@ func (l *Loop) step(ctx context.Context, workers *sync.WaitGroup) (time.Duration
 	for _, a := range Diff(desired, observed) {
 		if f := l.busy[a.UID]; f != nil {
 			// An instance that must end does not wait for its image.
-			if f.kind == Start && a.Kind != Start && a.Kind != Record {
+			if f.kind == Start && a.Urgent {
 				f.cancel()
 			}
 			continue

@@ -210,6 +210,38 @@ func TestJobRules(t *testing.T) {
 	}
 }
 
+// A job may end before the start that made it has returned. The loop sees it
+// exited meanwhile and must let the start finish: cut short, it would take the
+// container away, and the job would run a second time.
+func TestAnExitDuringItsOwnStartIsCountedOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.assignments = []Assignment{job("j", "batch-1", Never, 0)}
+		w.late = func(ctx context.Context) error {
+			w.exit("j", 7)
+			if w.starts["rd-j"] > 3 {
+				return nil // it ran too often; let the test end and say so
+			}
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-time.After(time.Second):
+				return nil
+			}
+		}
+		stop := w.agent()
+		defer stop()
+		settleFor(time.Minute)
+		wantPhase(t, w, "j", store.Failed)
+		if w.starts["rd-j"] != 1 {
+			t.Errorf("it ran %d times", w.starts["rd-j"])
+		}
+		if f := w.fact("j"); f.ExitCode != 7 {
+			t.Errorf("exit code is %d", f.ExitCode)
+		}
+	})
+}
+
 func TestStuckInstanceBlocksNoOther(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)

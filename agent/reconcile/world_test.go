@@ -51,6 +51,9 @@ type world struct {
 	// fail makes a call fail without a crash.
 	fail func(call string) error
 	hang func(ctx context.Context, call string)
+	// late holds Start back after the container runs; where it is cut short
+	// there, the container is taken away, as a failed start is.
+	late func(ctx context.Context) error
 }
 
 func newWorld(t testing.TB) *world {
@@ -194,6 +197,13 @@ func (d fakeDriver) Start(ctx context.Context, spec driver.Spec) (driver.Contain
 		poke(d.changed)
 		return nil
 	})
+	if err == nil && d.late != nil {
+		if err = d.late(ctx); err != nil {
+			d.mu.Lock()
+			delete(d.containers, spec.ID)
+			d.mu.Unlock()
+		}
+	}
 	return out, err
 }
 
