@@ -28,7 +28,10 @@ func benchGossip(ctx context.Context) (out []figure, err error) {
 	}
 	defer func() {
 		_, downErr := f.Down(ctx)
-		err = errors.Join(err, downErr, f.Clear(), f.Close())
+		if err == nil {
+			downErr = errors.Join(downErr, f.Clear()) // the logs are of use no more
+		}
+		err = errors.Join(err, downErr, f.Close())
 	}()
 	if err := f.Up(ctx); err != nil {
 		return nil, err

@@ -283,7 +283,9 @@ func (p *Pool) Run(ctx context.Context) error {
 			}
 		case <-join.C:
 			if missing := p.missing(); len(missing) == 0 {
-				delay = rejoinSlow
+				// To look again costs nothing, and a node that is told of
+				// its first peers must not wait to be of use to them.
+				delay = rejoinFirst
 			} else if n, err := list.Join(missing); n > 0 {
 				p.cfg.Log.Debug("joined gossip peers", "joined", n, "of", len(missing))
 				delay = rejoinFirst
