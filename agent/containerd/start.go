@@ -210,11 +210,20 @@ func boundary(r ociRuntime, pid int) error {
 }
 
 // outputTo appends to a file, which no reader can block and which survives
-// agent and daemon. The shim opens it, so it must not be made by the shim with
-// open permissions.
+// agent and daemon. It is made here, since the shim would make it readable for
+// all.
+//
+// The shim is given two spellings of one path. If they were the same, as its
+// "file://" scheme makes them, it would open the file once and close it when
+// the first of the two streams ends: whatever a container then still writes to
+// the other is lost, its last words on standard error above all.
 func outputTo(path string) (cio.Creator, error) {
 	if path == "" {
 		return cio.NullIO, nil
+	}
+	path = filepath.Clean(path)
+	if !filepath.IsAbs(path) {
+		return nil, fmt.Errorf("log %q: the path is not absolute", path)
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, fmt.Errorf("log: %w", err)
@@ -224,8 +233,17 @@ func outputTo(path string) (cio.Creator, error) {
 		return nil, fmt.Errorf("log: %w", err)
 	}
 	f.Close()
-	return cio.LogFile(path), nil
+	again := filepath.Dir(path) + "/./" + filepath.Base(path)
+	return func(string) (cio.IO, error) { return logFile{stdout: path, stderr: again}, nil }, nil
 }
+
+// logFile is output that nothing on our side takes part in.
+type logFile struct{ stdout, stderr string }
+
+func (l logFile) Config() cio.Config { return cio.Config{Stdout: l.stdout, Stderr: l.stderr} }
+func (logFile) Cancel()              {}
+func (logFile) Wait()                {}
+func (logFile) Close() error         { return nil }
 
 // unpacked returns an image that EnsureImage made startable, and its config.
 func (d *Driver) unpacked(ctx context.Context, name string) (containerd.Image, ocispec.ImageConfig, error) {

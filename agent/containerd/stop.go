@@ -2,7 +2,6 @@ package containerd
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"syscall"
@@ -164,10 +163,10 @@ func (d *Driver) remove(ctx context.Context, id driver.ID) error {
 			return err
 		}
 	}
-	if f.task != nil {
-		if err := d.forget(ctx, f); err != nil {
-			return err
-		}
+	// Even when it has no task to show: a daemon that is cleaning up after a
+	// dead shim knows none and holds on to the id. It needs the record for that.
+	if err := d.forget(ctx, f); err != nil {
+		return err
 	}
 	if handler := f.labels[labelHandler]; handler != "" && d.anything(id) {
 		d.sweep.forceDelete(ctx, handler, string(id))
@@ -199,13 +198,12 @@ func (d *Driver) forget(ctx context.Context, f *found) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	d.log.Warn("a task is not deleted; killing its shim", "instance", string(f.id), "cause", err)
-	killAll(d.sweep.shims(string(f.id)))
+	if shims := d.sweep.shims(string(f.id)); len(shims) > 0 {
+		d.log.Warn("a task is not deleted; killing its shim", "instance", string(f.id), "cause", err)
+		killAll(shims)
+	}
 	for range 50 {
-		if err := d.look(ctx, f); err != nil {
-			return err
-		}
-		if f.task == nil && !f.silent {
+		if err = try(); err == nil {
 			return nil
 		}
 		select {
@@ -214,7 +212,7 @@ func (d *Driver) forget(ctx context.Context, f *found) error {
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
-	return fmt.Errorf("delete the task: %w", errors.Join(err, try()))
+	return fmt.Errorf("delete the task: %w", err)
 }
 
 // scrub removes what is left of id on the host when the daemon has let go of

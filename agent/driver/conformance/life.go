@@ -138,7 +138,8 @@ func (s *suite) startRefuses(t *testing.T) {
 func (s *suite) fastExits(t *testing.T) {
 	var specs []driver.Spec
 	for i := range 20 {
-		spec := s.spec(t, fmt.Sprintf("echo said-%d; exit %d", i, i+1))
+		stream := [...]string{"", " >&2"}[i%2]
+		spec := s.spec(t, fmt.Sprintf("echo said-%d%s; exit %d", i, stream, i+1))
 		specs = append(specs, spec)
 		s.mustStart(t, spec)
 	}
@@ -146,6 +147,14 @@ func (s *suite) fastExits(t *testing.T) {
 		s.awaitExit(t, spec.ID, i+1)
 		awaitLog(t, spec, fmt.Sprintf("said-%d", i))
 	}
+	if s.Simulated {
+		return
+	}
+	// One stream goes on when the other has ended.
+	half := s.spec(t, "exec >&-; sleep 0.3; echo later >&2; exit 4")
+	s.mustStart(t, half)
+	s.awaitExit(t, half.ID, 4)
+	awaitLog(t, half, "later")
 }
 
 func (s *suite) stop(t *testing.T) {
