@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"redoubt.dev/redoubt/agent/driver"
 	"redoubt.dev/redoubt/isolation"
 	"redoubt.dev/redoubt/isolation/probe"
 	"redoubt.dev/redoubt/isolation/surface"
@@ -155,8 +156,13 @@ func (r *Runner) observe(ctx context.Context, c probe.Candidate) (out probe.Obse
 	return out, nil
 }
 
-// silent tells a runtime that failed from one that said nothing in time.
+// silent tells a runtime that failed from one that said nothing in time. Where
+// containerd went away meanwhile, nothing was learnt of the runtime either: that
+// must not make it unusable until the next round of proofs.
 func silent(ctx context.Context, doing string, err error) error {
+	if errors.Is(err, driver.ErrUnavailable) {
+		return fmt.Errorf("%w: it did not %s: %w", probe.ErrNoAnswer, doing, err)
+	}
 	if ctx.Err() != nil || errors.Is(err, context.DeadlineExceeded) {
 		return fmt.Errorf("%w: it did not %s in time: %w", probe.ErrNoAnswer, doing, err)
 	}

@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"redoubt.dev/redoubt/agent/driver"
 	"redoubt.dev/redoubt/isolation"
 	"redoubt.dev/redoubt/isolation/probe"
 )
@@ -247,6 +248,9 @@ func TestRunCanaryFailures(t *testing.T) {
 		{"does not start", func(context.Context, string, isolation.Name, string, []string) (Task, error) {
 			return nil, errors.New("exec format error")
 		}, false, "exec format error", 0},
+		{"containerd goes away", func(context.Context, string, isolation.Name, string, []string) (Task, error) {
+			return nil, fmt.Errorf("start container: %w", driver.ErrUnavailable)
+		}, true, "does not answer", 0},
 		{"never answers", func(context.Context, string, isolation.Name, string, []string) (Task, error) {
 			return fakeTask{killed: &killed}, nil
 		}, true, "in time", 1},
