@@ -208,6 +208,11 @@ func (s fakeServer) ApplyWorkload(_ context.Context, req *redoubtv1.ApplyWorkloa
 func (s fakeServer) perform(k string, w *redoubtv1.StoredWorkload) {
 	spec := w.GetSpec()
 	name := spec.GetName() + "-1"
+	args := spec.GetContainers()[0].GetArgs()
+	verb, rest := "", ""
+	if len(args) > 0 {
+		verb, rest = args[0], strings.Join(args[1:], " ")
+	}
 	set := func(phase redoubtv1.InstancePhase, code int32) {
 		s.change(func() {
 			cur := s.workloads[k]
@@ -221,7 +226,7 @@ func (s fakeServer) perform(k string, w *redoubtv1.StoredWorkload) {
 					Runtime: "gvisor", Variant: "systrap", Class: redoubtv1.IsolationClass_ISOLATION_CLASS_SANDBOX,
 					Why: "gvisor (systrap) gives sandbox; no vm: KVM here is paravirtual",
 				},
-				Status: &redoubtv1.InstanceStatus{Phase: phase, ExitCode: code},
+				Status: &redoubtv1.InstanceStatus{Phase: phase, ExitCode: code, Message: map[bool]string{true: "error finding executable"}[verb == "nosuch"]},
 			}
 			cur.Status = &redoubtv1.WorkloadStatus{Desired: 1, Instances: []*redoubtv1.Instance{i}, Phase: redoubtv1.WorkloadPhase_WORKLOAD_PHASE_RUNNING, Running: 1}
 			if phase == redoubtv1.InstancePhase_INSTANCE_PHASE_SUCCEEDED {
@@ -234,11 +239,6 @@ func (s fakeServer) perform(k string, w *redoubtv1.StoredWorkload) {
 			s.explained[k] = &redoubtv1.Explanation{Workload: spec.GetName(), Summary: spec.GetName() + " has 1 of 1 placed.", Placed: []*redoubtv1.Placed{{Action: "keep"}}}
 		})
 	}
-	args := spec.GetContainers()[0].GetArgs()
-	verb, rest := "", ""
-	if len(args) > 0 {
-		verb, rest = args[0], strings.Join(args[1:], " ")
-	}
 	if verb == "pend" {
 		s.change(func() {
 			cur := proto.CloneOf(s.workloads[k])
@@ -246,6 +246,10 @@ func (s fakeServer) perform(k string, w *redoubtv1.StoredWorkload) {
 			s.workloads[k] = cur
 			s.explained[k] = &redoubtv1.Explanation{Workload: spec.GetName(), Summary: cur.Status.Why, Pending: 1}
 		})
+		return
+	}
+	if verb == "nosuch" {
+		set(redoubtv1.InstancePhase_INSTANCE_PHASE_BACKOFF, 0)
 		return
 	}
 	set(redoubtv1.InstancePhase_INSTANCE_PHASE_RUNNING, 0)

@@ -278,6 +278,12 @@ func (j *attended) follow(ctx context.Context, timeout time.Duration) (last *red
 			told = last.GetStatus().GetMessage()
 			j.say("%s: %s", last.GetAssignment().GetInstance(), told)
 		}
+		if phase == redoubtv1.InstancePhase_INSTANCE_PHASE_BACKOFF {
+			// It has one attempt, so this was no end of it: it could not begin. The
+			// agent would try for ever; who waits wants to know.
+			as := last.GetAssignment()
+			return false, fmt.Errorf("%s could not start on %s under %s: %s", as.GetInstance(), as.GetNode(), as.GetRuntime(), last.GetStatus().GetMessage())
+		}
 		begins := last != nil && (phase == redoubtv1.InstancePhase_INSTANCE_PHASE_RUNNING ||
 			phase == redoubtv1.InstancePhase_INSTANCE_PHASE_SUCCEEDED || phase == redoubtv1.InstancePhase_INSTANCE_PHASE_FAILED)
 		if begins && !slices.Contains(ids, last.GetAssignment().GetUid()) {
