@@ -98,7 +98,7 @@ func (l *Layer) Dial(address raft.ServerAddress, timeout time.Duration) (net.Con
 	}
 	secure, err := l.security.Client(ctx, raw)
 	if err != nil {
-		return nil, fmt.Errorf("Raft connection to %s: %w", address, err)
+		return nil, fmt.Errorf("connect Raft to %s: %w", address, err)
 	}
 	c := &layerConn{Conn: raw, layer: l, secure: secure, dialled: true, shake: func() error { return nil }}
 	if l.security.DrainAt != nil {

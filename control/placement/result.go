@@ -48,14 +48,13 @@ const (
 
 // Rejection is one reason of one node, about one runtime if Runtime is set.
 type Rejection struct {
-	Node         isolation.NodeID
-	Site         isolation.SiteID
-	Runtime      isolation.Name
-	Variant      string
-	Code         string
-	Reason, Fix  string
-	shortBy      int64 // of cpu or memory, where Code says so
-	otherHolders []string
+	Node        isolation.NodeID
+	Site        isolation.SiteID
+	Runtime     isolation.Name
+	Variant     string
+	Code        string
+	Reason, Fix string
+	shortBy     int64 // of cpu or memory, where Code says so
 }
 
 // ReasonGroup is one reason with every node that it holds for, sorted.
