@@ -50,6 +50,10 @@ func (f *Fleet) Down(ctx context.Context) (forced []string, err error) {
 	if err := errors.Join(errs...); err != nil {
 		return forced, fmt.Errorf("stop the fleet: %w", err)
 	}
+	for _, n := range nodes {
+		// Beside the agent's, for who looks into a failure.
+		_ = os.Rename(filepath.Join(f.File(n), "containerd", "containerd.log"), f.Log(n+"-containerd"))
+	}
 	entries, err := os.ReadDir(f.cfg.Dir)
 	if err != nil {
 		return forced, err
