@@ -102,6 +102,7 @@ func (x *execution) run(ctx context.Context, f *connection) (err error) {
 	defer cancel()
 	restore := func() {}
 	defer func() { restore() }()
+	started := false // told by the server and again by the agent
 	for {
 		m, err := x.stream.Recv()
 		if errors.Is(err, io.EOF) {
@@ -112,6 +113,10 @@ func (x *execution) run(ctx context.Context, f *connection) (err error) {
 		}
 		switch m := m.GetMessage().(type) {
 		case *redoubtv1.ExecResponse_Started:
+			if started {
+				continue
+			}
+			started = true
 			if tty != nil {
 				old, err := term.MakeRaw(int(tty.Fd()))
 				if err != nil {

@@ -514,8 +514,10 @@ func (s fakeServer) Exec(stream grpc.BidiStreamingServer[redoubtv1.ExecRequest, 
 	out := func(text string) error {
 		return stream.Send(&redoubtv1.ExecResponse{Message: &redoubtv1.ExecResponse_Stdout{Stdout: []byte(text)}})
 	}
-	if err := stream.Send(&redoubtv1.ExecResponse{Message: &redoubtv1.ExecResponse_Started{Started: start.GetName() + "-1"}}); err != nil {
-		return err
+	for range 2 { // by the server and by the agent
+		if err := stream.Send(&redoubtv1.ExecResponse{Message: &redoubtv1.ExecResponse_Started{Started: start.GetName() + "-1"}}); err != nil {
+			return err
+		}
 	}
 	code := 0
 	switch start.GetCommand()[0] {
@@ -539,7 +541,10 @@ func (s fakeServer) Exec(stream grpc.BidiStreamingServer[redoubtv1.ExecRequest, 
 			var m *redoubtv1.ExecRequest
 			if m, err = stream.Recv(); err == nil && m.GetSignal() != "" {
 				code = 7
-				err = errors.Join(out("got "+m.GetSignal()+"\n"), io.EOF)
+				err = out("got " + m.GetSignal() + "\n")
+				if strings.Contains(start.GetCommand()[len(start.GetCommand())-1], m.GetSignal()) {
+					err = errors.Join(err, io.EOF)
+				}
 			}
 		}
 	case "cat":
