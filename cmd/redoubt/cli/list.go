@@ -120,7 +120,7 @@ func (a *app) psCommand() *cobra.Command {
 // instanceTable fills a table with instances.
 func instanceTable(t *table, instances []*redoubtv1.Instance) {
 	t.head("INSTANCE", "NODE", "RUNTIME", "CLASS", "PHASE", "PID", "ADDRESS", "RST", "AGE")
-	t.wide("SITE", "VARIANT", "SCORE-TERMS", "KERNEL", "EXIT", "IMAGE", "UID", "MESSAGE")
+	t.wide("SITE", "VARIANT", "SURFACE", "KERNEL", "EXIT", "IMAGE", "UID", "MESSAGE")
 	for _, i := range instances {
 		as, st := i.GetAssignment(), i.GetStatus()
 		name := named(as.GetNamespace(), as.GetInstance())

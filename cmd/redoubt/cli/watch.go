@@ -100,7 +100,7 @@ func (a *app) redraw(ctx context.Context, f *connection, out *output, show func(
 		switch {
 		case terminal:
 			fmt.Fprint(a.Stdout, "\x1b[H\x1b[2J")
-		case shown != nil && !out.structured():
+		case shown != nil && (out.format == "table" || out.format == "wide"):
 			fmt.Fprintln(a.Stdout)
 		}
 		shown = b.Bytes()
