@@ -159,6 +159,9 @@ func (d *Driver) create(ctx context.Context, s driver.Spec, r ociRuntime) (_ dri
 	recorded := time.Now()
 	t, err := c.NewTask(call, output)
 	if err != nil {
+		if fault := commandFault(err); fault != nil {
+			return none, false, fault
+		}
 		return none, false, fmt.Errorf("make the sandbox: %w", err)
 	}
 	// The sandbox is up, the workload not yet in it.
@@ -178,6 +181,9 @@ func (d *Driver) create(ctx context.Context, s driver.Spec, r ociRuntime) (_ dri
 	run, cancel := d.bound(ctx, startTask)
 	defer cancel()
 	if err := t.Start(run); err != nil {
+		if fault := commandFault(err); fault != nil {
+			return none, false, fault
+		}
 		// Without an answer the workload may run all the same.
 		return none, run.Err() != nil, fmt.Errorf("start the workload: %w", err)
 	}

@@ -37,6 +37,17 @@ var (
 	ErrUnavailable = errors.New("container runtime does not answer")
 )
 
+// CommandError says that the sandbox came up and the workload's own program
+// cannot be run in it. It is the workload's fault, so it counts like an exit
+// with Code: 127 where the program is not there, 126 where it cannot be run, as
+// shells have it.
+type CommandError struct {
+	Code   int
+	Reason string // one line for people
+}
+
+func (e *CommandError) Error() string { return e.Reason }
+
 // Spec is everything that is needed to start one container. Zero values mean
 // "none" or "the image's own" unless said otherwise.
 type Spec struct {

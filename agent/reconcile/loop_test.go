@@ -242,6 +242,29 @@ func TestAnExitDuringItsOwnStartIsCountedOnce(t *testing.T) {
 	})
 }
 
+func TestAProgramThatCannotBeRunCountsLikeAnExit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.assignments = []Assignment{job("j", "batch-1", Never, 0), service("s", "web-1", 1)}
+		w.fail = func(call string) error {
+			if strings.HasPrefix(call, "start ") {
+				return &driver.CommandError{Code: 127, Reason: `the program "x" is not there`}
+			}
+			return nil
+		}
+		stop := w.agent()
+		defer stop()
+		settleFor(10 * time.Second)
+		wantPhase(t, w, "j", store.Failed)
+		if f := w.fact("j"); f.ExitCode != 127 || f.Message != `the program "x" is not there` {
+			t.Errorf("told as %d %q", f.ExitCode, f.Message)
+		}
+		if f := w.fact("s"); f.Phase != store.BackOff || f.Restarts == 0 || f.Message == "" {
+			t.Errorf("a service is told as %+v", f)
+		}
+	})
+}
+
 func TestStuckInstanceBlocksNoOther(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)

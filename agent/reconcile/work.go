@@ -107,6 +107,13 @@ func (l *Loop) start(ctx context.Context, a Action, as *Assignment) error {
 		f.Ending, f.Message = store.Rejected, err.Error()
 		return l.end(ctx, Action{UID: f.UID, Facts: f})
 	}
+	if fault := (*driver.CommandError)(nil); errors.As(err, &fault) {
+		next := After(as, f, driver.Exit{Code: fault.Code, At: time.Now(), Reason: fault.Reason}, l.d.Now())
+		if next.Ending != "" {
+			return l.end(ctx, Action{UID: f.UID, Facts: next})
+		}
+		return l.record(next)
+	}
 	l.d.Log.Warn("start failed", "instance", as.Instance, "uid", as.UID, "runtime", as.Runtime, "err", err)
 	return l.record(failedStart(f, err.Error(), l.d.Now()))
 }

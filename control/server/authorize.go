@@ -270,6 +270,10 @@ func (s *Server) unaryAuthorizer(ctx context.Context, req any, info *grpc.UnaryS
 		}
 		return s.forward(ctx, caller, info.FullMethod, msg)
 	}
+	if caller.Kind() == identity.KindUser && s.store.Snapshot().Cluster().ID == "" {
+		// A first server that has just started knows of no roles yet.
+		return nil, errNoLeader()
+	}
 	if err := authorize(s.bindings(), caller, info.FullMethod, msg); err != nil {
 		return nil, err
 	}
