@@ -229,6 +229,11 @@ func (j *attended) attend(ctx context.Context, r runFlags) error {
 	case st.GetPhase() == redoubtv1.InstancePhase_INSTANCE_PHASE_SUCCEEDED:
 		return nil
 	case st.GetExitCode() > 0:
+		// The code speaks for itself, unless the agent knows more than that: a
+		// program that is not there, a memory limit that was reached.
+		if m := st.GetMessage(); m != "" && m != fmt.Sprintf("exited with code %d", st.GetExitCode()) {
+			return exitCode{code: int(st.GetExitCode()), err: fmt.Errorf("%s: %s", j.w.GetName(), m)}
+		}
 		return exitCode{code: int(st.GetExitCode())}
 	default:
 		return fmt.Errorf("%s did not run to its end: it is %s. %s", j.w.GetName(), phaseOf(last), st.GetMessage())
