@@ -84,6 +84,7 @@ func TestADeposedLeaderRefusesReads(t *testing.T) {
 			}
 		}
 		s.cut(lead)
+		synctest.Wait() // answers that were under way have come in
 		// It still believes that it leads: nobody has told it otherwise.
 		if !lead.IsLeader() {
 			t.Fatal("the test is void: the leader stepped down already")
