@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -328,4 +329,34 @@ func TestADirectoryInUseOrOfAnotherFleetIsRefused(t *testing.T) {
 	if _, err := New(Config{Member: m, DataDir: dir}, Deps{Host: FakeHost(host.NewDriver("n1")), Identity: src, Log: quiet()}); !errors.Is(err, store.ErrCluster) {
 		t.Errorf("another fleet's data: %v", err)
 	}
+}
+
+// TestAssignmentsOfManyMegabytesArrive: a complete set is one message, larger
+// than gRPC takes by default.
+func TestAssignmentsOfManyMegabytesArrive(t *testing.T) {
+	c := newControl(t)
+	dir := t.TempDir()
+	host := new(fake.Host)
+	defer host.Close()
+	enrol(t, c, dir)
+	c.assign(func() {
+		for i := range 30 {
+			a := web(fmt.Sprintf("u%d", i), "sleep 1000")
+			a.Instance = fmt.Sprintf("web-%d", i)
+			for range 8 {
+				a.Spec.Containers[0].Env = append(a.Spec.Containers[0].Env, &redoubtv1.EnvVar{Name: fmt.Sprintf("V%d", len(a.Spec.Containers[0].Env)), Value: strings.Repeat("x", 30_000)})
+			}
+			c.assigned = append(c.assigned, a)
+		}
+	})
+	_, stop := launch(t, dir, host.NewDriver("n1"))
+	defer stop()
+	eventually(t, "all thirty run", func() bool {
+		for i := range 30 {
+			if c.status(fmt.Sprintf("u%d", i)).GetPhase() != redoubtv1.InstancePhase_INSTANCE_PHASE_RUNNING {
+				return false
+			}
+		}
+		return true
+	})
 }

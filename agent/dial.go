@@ -31,7 +31,9 @@ type DialContext func(ctx context.Context, address string) (net.Conn, error)
 
 func dialOptions(dial DialContext) []grpc.DialOption {
 	// Control servers are named by address, not reached through a web proxy.
-	opts := []grpc.DialOption{grpc.WithNoProxy(), grpc.WithUserAgent("redoubt-agent")}
+	opts := []grpc.DialOption{grpc.WithNoProxy(), grpc.WithUserAgent("redoubt-agent"),
+		// A complete set of assignments is one message.
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64 << 20))}
 	if dial != nil {
 		opts = append(opts, grpc.WithContextDialer(dial))
 	}

@@ -93,6 +93,8 @@ type node struct {
 	renewed  []time.Duration
 	fleets   int
 	assign   func(*redoubtv1.Assignments) error
+	// suspended is what the boot clock counts and timers do not.
+	suspended time.Duration
 }
 
 var began = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
@@ -131,7 +133,7 @@ func (n *node) Report() *redoubtv1.Report {
 	return n.report
 }
 func (n *node) Load() uint32         { return 7 }
-func (n *node) Clock() time.Duration { return time.Since(began) }
+func (n *node) Clock() time.Duration { return time.Since(began) + n.suspended }
 func (n *node) Renewed(sent time.Duration, _ uint64) {
 	world.Lock()
 	defer world.Unlock()

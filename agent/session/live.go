@@ -24,6 +24,7 @@ type live struct {
 
 	// heartbeats under way: when each was sent, by the boot clock.
 	sequence uint64
+	spoke    time.Duration // when the last heartbeat was sent
 	sent     map[uint64]time.Duration
 	term     uint64
 	// assigned: the first assignments of this session are stored; heartbeats
@@ -196,8 +197,12 @@ func (l *live) take(m *redoubtv1.SessionResponse) error {
 }
 
 func (l *live) heartbeat() error {
+	now := l.s.deps.Node.Clock()
+	if l.sequence > 0 && now-l.spoke > time.Duration(l.silence.Load()) {
+		return errStoodStill
+	}
 	l.sequence++
-	l.sent[l.sequence] = l.s.deps.Node.Clock()
+	l.sent[l.sequence], l.spoke = now, now
 	delete(l.sent, l.sequence-64) // never acknowledged; not kept for ever
 	return l.send(&redoubtv1.SessionRequest{Message: &redoubtv1.SessionRequest_Heartbeat{Heartbeat: &redoubtv1.Heartbeat{
 		Sequence: l.sequence, Load: l.s.deps.Node.Load(),

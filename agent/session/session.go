@@ -127,6 +127,10 @@ func (s *Session) Connected() bool {
 var (
 	errMove   = errors.New("the connection's certificates near their end")
 	errSilent = errors.New("the server fell silent")
+	// errStoodStill: this process was stopped, or the host suspended. What was
+	// given up meanwhile is learned by a new session before anything is said
+	// that would renew a lease.
+	errStoodStill = errors.New("this agent stood still for longer than it may be silent")
 )
 
 type goodbyeError struct{ reason string }

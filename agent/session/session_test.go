@@ -266,6 +266,49 @@ func TestLeaseIsRenewedOnlyByHeartbeatsAfterTheAssignments(t *testing.T) {
 	})
 }
 
+// TestAnAgentThatStoodStillAsksAnewBeforeItSpeaks: what was given up while it
+// was stopped must be known before an acknowledgement can renew a lease.
+func TestAnAgentThatStoodStillAsksAnewBeforeItSpeaks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fleet{t: t}
+		hellos, late := 0, 0
+		var woke time.Duration
+		n := &node{servers: []string{"s1"}}
+		stop := f.add("s1", &server{session: func(s redoubtv1.AgentService_SessionServer, _ *redoubtv1.Hello) error {
+			record(func() { hellos++ })
+			_ = welcome(s)
+			_ = complete(s, 1)
+			for {
+				m, err := s.Recv()
+				if err != nil {
+					return err
+				}
+				if h := m.GetHeartbeat(); h != nil {
+					record(func() {
+						if woke != 0 && hellos == 1 {
+							late++
+						}
+					})
+					_ = beatAck(s, h.GetSequence(), 1)
+				}
+			}
+		}})
+		defer stop()
+		_, end := start(t, f, n, nil, nil)
+		defer end()
+		pass(20 * time.Second)
+		if hellos != 1 || len(n.renewed) == 0 {
+			t.Fatalf("%d sessions, %d renewals in ordinary times", hellos, len(n.renewed))
+		}
+		woke = n.Clock()
+		n.suspended = time.Hour
+		pass(20 * time.Second)
+		if hellos != 2 || late != 0 {
+			t.Errorf("%d sessions and %d heartbeats on the old one after it stood still; want 2 and 0", hellos, late)
+		}
+	})
+}
+
 func TestGoodbyeMovesToAnotherServer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fleet{t: t}

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -48,6 +49,10 @@ type term struct {
 	*Leader
 	number   uint64
 	observed *Observed
+	// giving is held by the lease loop from its look at who is silent until
+	// what it gives up is applied, and read-held while words are taken in. So a
+	// node is given up before a word of it is heard, or not for that silence.
+	giving sync.RWMutex
 }
 
 // New makes a leader that leads nothing yet.

@@ -23,17 +23,27 @@ func (t *term) lease(ctx context.Context) error {
 			return nil
 		case <-ticker.C:
 		}
-		now := time.Now()
-		t.observed.Tick(now)
-		if ops := leaseOperations(t.store.Snapshot(), t.observed, t.timing, now); len(ops) > 0 {
-			if _, err := t.propose(ctx, ops); err != nil {
-				if ctx.Err() != nil {
-					return nil
-				}
-				t.log.Warn("giving up lost instances failed; it is tried again", "err", err)
+		if err := t.giveUp(ctx); err != nil {
+			if ctx.Err() != nil {
+				return nil
 			}
+			t.log.Warn("giving up lost instances failed; it is tried again", "err", err)
 		}
 	}
+}
+
+// giveUp looks once at who is silent.
+func (t *term) giveUp(ctx context.Context) error {
+	t.giving.Lock()
+	defer t.giving.Unlock()
+	now := time.Now()
+	t.observed.Tick(now)
+	ops := leaseOperations(t.store.Snapshot(), t.observed, t.timing, now)
+	if len(ops) == 0 {
+		return nil
+	}
+	_, err := t.propose(ctx, ops)
+	return err
 }
 
 // leaseOperations says what is lost at now.

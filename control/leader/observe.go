@@ -3,7 +3,6 @@ package leader
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -24,6 +23,11 @@ type Heard struct {
 	Accepted []bool // in the batch's order
 	// Fetch these nodes' reports; their sessions are with the asking server.
 	Fetch []isolation.NodeID
+	// Applied is what the state held when the batch had been taken in. What was
+	// given up for silence before an accepted heartbeat was heard is in it.
+	Applied uint64
+	// Superseded nodes have a younger session on another server.
+	Superseded []isolation.NodeID
 }
 
 // Observe takes in what sessions said, on whichever server they are, and
@@ -35,54 +39,21 @@ func (l *Leader) Observe(ctx context.Context, req *redoubtv1.ObserveRequest) (He
 	if t == nil {
 		return Heard{}, ErrNotLeader
 	}
-	now := time.Now()
-	view := l.store.Snapshot()
 	h := Heard{Term: t.number, Accepted: make([]bool, len(req.GetNodes()))}
-	var (
-		ops   []*redoubtv1.Operation
-		opsOf []int // index into the batch of each operation
-	)
-	for i, o := range req.GetNodes() {
-		n, ok := view.Node(nil, isolation.NodeID(o.GetNode()))
-		if !ok {
-			continue // not enrolled, or this server is behind
-		}
-		h.Accepted[i] = true
-		w := Word{
-			Node: n.ID, Site: n.Site, Server: req.GetServer(), Connected: o.GetConnected(),
-			Silent: o.GetSilent().AsDuration(), Load: o.GetLoad(), ReportAge: o.GetReportAge().AsDuration(),
-		}
-		if o.GetReport() != nil {
-			report, err := state.ReportFromProto(o.GetReport())
-			if err != nil {
-				l.log.Warn("a node's report cannot be read", "node", n.ID, "err", err)
-				h.Accepted[i] = false
-				continue
-			}
-			w.Report = report
-			if op := reportOperation(n, o); op != nil {
-				ops, opsOf = append(ops, op), append(opsOf, i)
-			}
-		}
-		t.observed.Hear(w, now)
-		if op := statusOperation(view, n.ID, o.GetStatuses()); op != nil {
-			ops, opsOf = append(ops, op), append(opsOf, i)
-		}
-		for _, hint := range o.GetHints() {
-			t.hint(view, n, hint, now)
-		}
-	}
+	ops, opsOf := t.hear(req, &h)
 	h.Fetch = t.observed.Fetch(req.GetServer())
 	if len(ops) == 0 {
 		if err := l.consensus.VerifyRead(ctx); err != nil {
 			return Heard{}, err
 		}
+		h.Applied = l.store.Index()
 		return h, nil
 	}
 	results, err := l.propose(ctx, ops)
 	if err != nil {
 		return Heard{}, err
 	}
+	h.Applied = l.store.Index()
 	for j, r := range results {
 		if codes.Code(r.GetCode()) == codes.OK {
 			continue
@@ -92,6 +63,57 @@ func (l *Leader) Observe(ctx context.Context, req *redoubtv1.ObserveRequest) (He
 		l.log.Warn("what a node said was refused", "node", req.GetNodes()[opsOf[j]].GetNode(), "reason", r.GetMessage())
 	}
 	return h, nil
+}
+
+// hear takes a batch into the soft state. It returns what belongs in the log,
+// and of which observation each operation is.
+func (t *term) hear(req *redoubtv1.ObserveRequest, h *Heard) (ops []*redoubtv1.Operation, opsOf []int) {
+	// Not while nodes are being given up: a heartbeat that is heard afterwards
+	// is acknowledged only behind what that changed.
+	t.giving.RLock()
+	defer t.giving.RUnlock()
+	now := time.Now()
+	view := t.store.Snapshot()
+	for i, o := range req.GetNodes() {
+		n, ok := view.Node(nil, isolation.NodeID(o.GetNode()))
+		if !ok {
+			continue // not enrolled, or this server is behind
+		}
+		h.Accepted[i] = true
+		w := Word{
+			Node: n.ID, Site: n.Site, Server: req.GetServer(), Connected: o.GetConnected(),
+			Silent: o.GetSilent().AsDuration(), Load: o.GetLoad(), ReportAge: o.GetReportAge().AsDuration(),
+			SessionAge: o.GetSessionAge().AsDuration(),
+		}
+		if o.GetReport() != nil {
+			report, err := state.ReportFromProto(o.GetReport())
+			if err != nil {
+				t.log.Warn("a node's report cannot be read", "node", n.ID, "err", err)
+				h.Accepted[i] = false
+				continue
+			}
+			w.Report = report
+		}
+		if younger := t.observed.Hear(w, now); younger != "" {
+			t.log.Warn("second session of one node at another server: the older is closed; if this repeats, two agents share one identity",
+				"node", n.ID, "older", req.GetServer(), "newer", younger)
+			h.Accepted[i] = false
+			h.Superseded = append(h.Superseded, n.ID)
+			continue
+		}
+		if w.Report != nil {
+			if op := reportOperation(n, o); op != nil {
+				ops, opsOf = append(ops, op), append(opsOf, i)
+			}
+		}
+		for _, op := range statusOperations(view, n.ID, o.GetStatuses()) {
+			ops, opsOf = append(ops, op), append(opsOf, i)
+		}
+		for _, hint := range o.GetHints() {
+			t.hint(view, n, hint, now)
+		}
+	}
+	return ops, opsOf
 }
 
 // hint takes one hint of gossip in. Only the other nodes of the teller's own
@@ -122,9 +144,11 @@ func reportOperation(n *fleet.Node, o *redoubtv1.NodeObservation) *redoubtv1.Ope
 	}}}
 }
 
-// statusOperation keeps what is news.
-func statusOperation(view *state.View, node isolation.NodeID, statuses []*redoubtv1.InstanceStatus) *redoubtv1.Operation {
-	put := &redoubtv1.PutStatus{Node: string(node)}
+// statusOperations keep what is news, in parts that fit a command each.
+func statusOperations(view *state.View, node isolation.NodeID, statuses []*redoubtv1.InstanceStatus) []*redoubtv1.Operation {
+	var ops []*redoubtv1.Operation
+	var put *redoubtv1.PutStatus
+	size := 0
 	for _, s := range statuses {
 		i, ok := view.Instance(nil, s.GetUid())
 		if !ok || i.Node != node {
@@ -133,19 +157,12 @@ func statusOperation(view *state.View, node isolation.NodeID, statuses []*redoub
 		if proto.Equal(state.StatusToProto(&i.Status), s) {
 			continue
 		}
+		if put == nil || size > commandBytes/4 {
+			put, size = &redoubtv1.PutStatus{Node: string(node)}, 0
+			ops = append(ops, &redoubtv1.Operation{Operation: &redoubtv1.Operation_PutStatus{PutStatus: put}})
+		}
 		put.Statuses = append(put.Statuses, s)
+		size += proto.Size(s)
 	}
-	if len(put.Statuses) == 0 {
-		return nil
-	}
-	return &redoubtv1.Operation{Operation: &redoubtv1.Operation_PutStatus{PutStatus: put}}
-}
-
-// propose makes one entry of ops. The caller learns each operation's result.
-func (l *Leader) propose(ctx context.Context, ops []*redoubtv1.Operation) ([]*redoubtv1.OperationResult, error) {
-	res, err := l.consensus.Propose(ctx, NewCommand(ops...))
-	if err != nil {
-		return nil, fmt.Errorf("propose %d operations: %w", len(ops), err)
-	}
-	return res.Results, nil
+	return ops
 }

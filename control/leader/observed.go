@@ -49,6 +49,7 @@ type heard struct {
 	everHeard bool      // in this term
 	connected bool
 	server    string
+	opened    time.Time // its session; zero: not known
 	load      uint32
 	// proven: when each runtime's canary ran, on this server's clock, by
 	// runtime and variant, as of report generation.
@@ -99,17 +100,28 @@ type Word struct {
 	Connected bool
 	// Silent since the node's last message; subtracted from now.
 	Silent time.Duration
-	Load   uint32
+	// SessionAge since the session was opened; 0: not known.
+	SessionAge time.Duration
+	Load       uint32
 	// Report, if the word carries one, ReportAge after the server received it.
 	Report    *isolation.Report
 	ReportAge time.Duration
 }
 
-// Hear takes one word in.
-func (o *Observed) Hear(w Word, now time.Time) {
+// Hear takes one word in. If the node has a younger session on another server,
+// the word is not taken and that server is returned: two sessions at once are
+// two agents with one identity, or one whose older session lingers.
+func (o *Observed) Hear(w Word, now time.Time) (younger string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	n := o.node(w.Node)
+	opened := time.Time{}
+	if w.SessionAge > 0 {
+		opened = now.Add(-w.SessionAge)
+	}
+	if w.Connected && n.connected && n.server != w.Server && !opened.IsZero() && n.opened.After(opened) {
+		return n.server
+	}
 	moved := n.site != w.Site && w.Site != ""
 	if w.Site != "" {
 		n.site = w.Site
@@ -121,13 +133,13 @@ func (o *Observed) Hear(w Word, now time.Time) {
 			n.connected = false
 			o.notify()
 		}
-		return
+		return ""
 	}
 	if at.After(n.last) {
 		n.last = at
 	}
 	fresh := !n.everHeard || !n.connected || moved
-	n.everHeard, n.connected, n.server, n.load = true, true, w.Server, w.Load
+	n.everHeard, n.connected, n.server, n.opened, n.load = true, true, w.Server, opened, w.Load
 	if !n.suspected.IsZero() && at.After(n.suspected) {
 		n.suspected, n.suspecter = time.Time{}, ""
 		fresh = true
@@ -151,6 +163,7 @@ func (o *Observed) Hear(w Word, now time.Time) {
 	if fresh {
 		o.notify()
 	}
+	return ""
 }
 
 // Suspect records that by said that node may be gone. It is a hint: the node

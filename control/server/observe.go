@@ -2,8 +2,10 @@ package server
 
 import (
 	"context"
+	"slices"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	redoubtv1 "redoubt.dev/redoubt/proto/redoubt/v1"
@@ -15,6 +17,9 @@ const (
 	observeEvery = 100 * time.Millisecond
 	// observeAtMost is how many nodes one batch carries.
 	observeAtMost = 500
+	// observeBytes ends a batch early. With what one session may have waiting
+	// it stays below what a server takes in one message.
+	observeBytes = 1 << 20
 	// leaderlessFor is how long sessions are kept without a leader that
 	// answers; then their agents are asked to try another server.
 	leaderlessFor = 10 * time.Second
@@ -59,6 +64,9 @@ func (s *Server) observe(ctx context.Context) error {
 		for {
 			req, taken := s.gather()
 			resp, err := s.tellLeader(ctx, req)
+			if err == nil {
+				err = s.reach(ctx, resp.GetAppliedIndex())
+			}
 			if err != nil {
 				if ctx.Err() != nil {
 					return nil
@@ -83,7 +91,7 @@ func (s *Server) observe(ctx context.Context) error {
 			}
 			s.acknowledge(taken, resp)
 			if len(req.GetNodes()) < observeAtMost {
-				break
+				break // what did not fit has poked
 			}
 		}
 	}
@@ -107,20 +115,31 @@ func (s *Server) tellLeader(ctx context.Context, req *redoubtv1.ObserveRequest) 
 	return redoubtv1.NewPeerServiceClient(conn).Observe(ctx, req)
 }
 
+// reach waits until this server's state holds what the leader's did when it
+// took the batch in: only then may heartbeats of that batch be acknowledged.
+func (s *Server) reach(ctx context.Context, index uint64) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	return s.store.Wait(ctx, index)
+}
+
 // gather takes what is new of the sessions that said something.
 func (s *Server) gather() (*redoubtv1.ObserveRequest, []pending) {
 	now := time.Now()
 	present, ended := s.sessions.all()
 	req := &redoubtv1.ObserveRequest{Server: s.cfg.ID}
 	var taken []pending
+	size := 0
 	for _, sn := range present {
-		if len(req.Nodes) == observeAtMost {
+		if len(req.Nodes) == observeAtMost || size > observeBytes {
+			s.sessions.poke()
 			break
 		}
 		if !sn.isDirty() {
 			continue
 		}
 		o, p := sn.take(now)
+		size += proto.Size(o)
 		req.Nodes = append(req.Nodes, o)
 		taken = append(taken, p)
 	}
@@ -145,7 +164,7 @@ func (s *session) take(now time.Time) (*redoubtv1.NodeObservation, pending) {
 	defer s.mu.Unlock()
 	o := &redoubtv1.NodeObservation{
 		Node: s.node, Connected: true, Silent: durationpb.New(now.Sub(s.last)), Load: s.load, Heartbeat: s.heartbeat,
-		StatusesComplete: s.complete, Hello: s.hello,
+		StatusesComplete: s.complete, Hello: s.hello, SessionAge: durationpb.New(max(now.Sub(s.opened), 1)),
 	}
 	p := pending{s: s, heartbeat: s.heartbeat, statuses: s.statuses}
 	if s.statusSeq != s.ackedSeq {
@@ -163,7 +182,7 @@ func (s *session) take(now time.Time) (*redoubtv1.NodeObservation, pending) {
 		o.Hints = append(o.Hints, h)
 	}
 	s.dirty, s.heartbeat, s.complete = false, 0, false
-	s.statuses = map[string]*redoubtv1.InstanceStatus{}
+	s.statuses, s.statusBytes = map[string]*redoubtv1.InstanceStatus{}, 0
 	clear(s.hints)
 	return o, p
 }
@@ -179,6 +198,7 @@ func (s *Server) putBack(taken []pending) {
 		for uid, st := range p.statuses {
 			if _, newer := p.s.statuses[uid]; !newer {
 				p.s.statuses[uid] = st
+				p.s.statusBytes += proto.Size(st)
 			}
 		}
 		if !p.reportAt.IsZero() && p.reportAt.Equal(p.s.reportAt) {
@@ -209,6 +229,12 @@ func (s *Server) acknowledge(taken []pending, resp *redoubtv1.ObserveResponse) {
 	if len(refused) > 0 {
 		s.putBack(refused)
 		s.sessions.poke()
+	}
+	for _, p := range taken {
+		if slices.Contains(resp.GetSuperseded(), p.s.node) {
+			p.s.goodbye(errSuperseded)
+			p.s.cancel(errSuperseded)
+		}
 	}
 	for _, node := range resp.GetFetchReports() {
 		s.sessions.send(node, &redoubtv1.SessionResponse{Message: &redoubtv1.SessionResponse_FetchReport{FetchReport: &redoubtv1.FetchReport{}}})

@@ -30,9 +30,12 @@ func (s *Server) hear(ctx context.Context, req *redoubtv1.ObserveRequest) (*redo
 	if err != nil {
 		return nil, toStatus(err)
 	}
-	resp := &redoubtv1.ObserveResponse{Term: h.Term, Accepted: h.Accepted}
+	resp := &redoubtv1.ObserveResponse{Term: h.Term, Accepted: h.Accepted, AppliedIndex: h.Applied}
 	for _, n := range h.Fetch {
 		resp.FetchReports = append(resp.FetchReports, string(n))
+	}
+	for _, n := range h.Superseded {
+		resp.Superseded = append(resp.Superseded, string(n))
 	}
 	return resp, nil
 }

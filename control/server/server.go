@@ -50,6 +50,9 @@ import (
 const (
 	// maxMessage bounds one message of any call, bytes.
 	maxMessage = 4 << 20
+	// maxAnswer bounds what this server says in one message: all assignments of
+	// a node at once, or a list. Agents and the command line take as much.
+	maxAnswer = 64 << 20
 	// maxStreams bounds the calls at once on one connection.
 	maxStreams = 256
 	// stopGrace is how long calls may take to end on a clean stop.
@@ -127,7 +130,8 @@ func New(cfg Config, td spiffeid.TrustDomain, p Parts) *Server {
 		if err != nil {
 			return nil, err
 		}
-		return identity.NewConn("passthrough:///"+address, p.Source, identity.AuthorizeIDs(peer))
+		return identity.NewConn("passthrough:///"+address, p.Source, identity.AuthorizeIDs(peer),
+			grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswer)))
 	})
 	s.fleetAPI = &fleetAPI{Server: s}
 	return s
@@ -170,7 +174,7 @@ func (s *Server) Run(ctx context.Context, api, enroll net.Listener) error {
 func (s *Server) grpc(creds credentials.TransportCredentials) *grpc.Server {
 	return grpc.NewServer(
 		grpc.Creds(creds),
-		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(4*maxMessage), grpc.MaxConcurrentStreams(maxStreams),
+		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxAnswer), grpc.MaxConcurrentStreams(maxStreams),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 20 * time.Second, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.ConnectionTimeout(20*time.Second),

@@ -29,6 +29,13 @@ const (
 	sessionQueue = 64
 	// maxPendingStatuses bounds what one session may have unacknowledged.
 	maxPendingStatuses = 10_000
+	// maxPendingBytes bounds those statuses, maxReport one report, and maxHints
+	// and maxHint what of gossip waits: all of it together fits a message
+	// between servers.
+	maxPendingBytes = 1 << 20
+	maxReport       = 512 << 10
+	maxHints        = 1000
+	maxHint         = 1 << 10
 )
 
 // sessionStream is an agent's session.
@@ -114,6 +121,7 @@ type session struct {
 	node, site string
 	remote     string
 	hello      *redoubtv1.Hello
+	opened     time.Time
 	out        chan *redoubtv1.SessionResponse
 	cancel     context.CancelCauseFunc
 
@@ -126,10 +134,12 @@ type session struct {
 	reportAt   time.Time
 	reportSent bool // to the leader of the present term
 	statuses   map[string]*redoubtv1.InstanceStatus
-	statusSeq  uint64 // of the last batch received
-	ackedSeq   uint64
-	complete   bool
-	hints      map[string]*redoubtv1.Hint
+	// statusBytes they have, and those they replaced
+	statusBytes int
+	statusSeq   uint64 // of the last batch received
+	ackedSeq    uint64
+	complete    bool
+	hints       map[string]*redoubtv1.Hint
 }
 
 var (
@@ -173,7 +183,7 @@ func (a *agentAPI) Session(stream sessionStream) error {
 	s := &session{
 		node: node, site: hello.GetSite(), hello: hello, remote: remoteOf(ctx),
 		out: make(chan *redoubtv1.SessionResponse, sessionQueue), cancel: cancel,
-		dirty: true, last: time.Now(), statuses: map[string]*redoubtv1.InstanceStatus{}, hints: map[string]*redoubtv1.Hint{},
+		opened: time.Now(), dirty: true, last: time.Now(), statuses: map[string]*redoubtv1.InstanceStatus{}, hints: map[string]*redoubtv1.Hint{},
 	}
 	log := a.log.With("node", node, "site", s.site)
 	if older := a.sessions.add(s); older != nil {
@@ -297,19 +307,23 @@ func (a *agentAPI) take(s *session, m *redoubtv1.SessionRequest) error {
 		if r.GetSite() != s.site {
 			return status.Errorf(codes.InvalidArgument, "node %s at site %q reports for site %q", s.node, s.site, r.GetSite())
 		}
+		if size := proto.Size(r); size > maxReport {
+			return status.Errorf(codes.ResourceExhausted, "the report of node %s has %d bytes, at most %d are taken", s.node, size, maxReport)
+		}
 		s.report, s.reportAt, s.reportSent = r, s.last, false
 	case *redoubtv1.SessionRequest_Status:
 		for _, st := range m.Status.GetStatuses() {
 			s.statuses[st.GetUid()] = st
+			s.statusBytes += proto.Size(st)
 		}
-		if len(s.statuses) > maxPendingStatuses {
-			return status.Errorf(codes.ResourceExhausted, "node %s has more than %d statuses unacknowledged", s.node, maxPendingStatuses)
+		if len(s.statuses) > maxPendingStatuses || s.statusBytes > maxPendingBytes {
+			return status.Errorf(codes.ResourceExhausted, "node %s has more than %d statuses or %d bytes of them unacknowledged", s.node, maxPendingStatuses, maxPendingBytes)
 		}
 		s.statusSeq = m.Status.GetSequence()
 		s.complete = s.complete || m.Status.GetComplete()
 	case *redoubtv1.SessionRequest_Hints:
 		for _, h := range m.Hints.GetHints() {
-			if len(s.hints) < maxPendingStatuses {
+			if len(s.hints) < maxHints && proto.Size(h) <= maxHint {
 				s.hints[h.GetNode()] = h
 			}
 		}
@@ -329,6 +343,7 @@ func (a *agentAPI) write(ctx context.Context, s *session, stream sessionStream, 
 	}
 	sent := update
 	first := true
+	var ack *redoubtv1.SessionResponse
 	for {
 		ws := state.NewWatchSet()
 		view := a.store.Snapshot()
@@ -346,30 +361,41 @@ func (a *agentAPI) write(ctx context.Context, s *session, stream sessionStream, 
 			}
 			sent = u
 		}
-		if err := a.flush(ctx, s, stream, ws); err != nil {
+		if ack != nil {
+			if err := stream.Send(ack); err != nil {
+				return err
+			}
+		}
+		var err error
+		if ack, err = a.flush(ctx, s, stream, ws); err != nil {
 			return err
 		}
 	}
 }
 
-// flush sends queued messages until the state changes.
-func (a *agentAPI) flush(ctx context.Context, s *session, stream sessionStream, ws state.WatchSet) error {
+// flush sends queued messages until the state changes, or until one of them
+// acknowledges a heartbeat. That one is handed back: the assignments as of now
+// go before it, so that a lease is never renewed for what was given up.
+func (a *agentAPI) flush(ctx context.Context, s *session, stream sessionStream, ws state.WatchSet) (ack *redoubtv1.SessionResponse, err error) {
 	watchCtx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	changed := ws.WatchCh(watchCtx)
 	for {
 		select {
 		case m := <-s.out:
+			if m.GetHeartbeatAck() != nil {
+				return m, nil
+			}
 			if err := stream.Send(m); err != nil {
-				return err
+				return nil, err
 			}
 			if g := m.GetGoodbye(); g != nil {
-				return status.Error(codes.Unavailable, g.GetReason())
+				return nil, status.Error(codes.Unavailable, g.GetReason())
 			}
 		case <-changed:
-			return context.Cause(ctx)
+			return nil, context.Cause(ctx)
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			return nil, context.Cause(ctx)
 		}
 	}
 }

@@ -272,11 +272,13 @@ func (s *fleetAPI) logsOf(ctx context.Context, t instanceRef, req *redoubtv1.Log
 	}
 	defer release()
 	recv := make(chan *redoubtv1.AttachRequest)
+	var ended error // before recv is closed
 	go func() {
 		defer close(recv)
 		for {
 			m, err := agent.Recv()
 			if err != nil {
+				ended = err
 				return
 			}
 			select {
@@ -292,6 +294,10 @@ func (s *fleetAPI) logsOf(ctx context.Context, t instanceRef, req *redoubtv1.Log
 			return
 		case m, ok := <-recv:
 			if !ok {
+				// Half a log must not look like all of it.
+				if ended != io.EOF {
+					send(&redoubtv1.LogsResponse{Error: fmt.Sprintf("the stream to node %s broke: %v", t.Node, cause(ended))})
+				}
 				return
 			}
 			switch m := m.GetMessage().(type) {

@@ -153,8 +153,11 @@ type NodeObservation struct {
 	StatusesComplete bool                 `protobuf:"varint,9,opt,name=statuses_complete,json=statusesComplete,proto3" json:"statuses_complete,omitempty"`
 	Hints            []*Hint              `protobuf:"bytes,10,rep,name=hints,proto3" json:"hints,omitempty"`
 	Hello            *Hello               `protobuf:"bytes,11,opt,name=hello,proto3" json:"hello,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// session_age since this session was opened; of two sessions of one node on
+	// two servers the younger stays. Unset: not known.
+	SessionAge    *durationpb.Duration `protobuf:"bytes,12,opt,name=session_age,json=sessionAge,proto3" json:"session_age,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *NodeObservation) Reset() {
@@ -264,6 +267,13 @@ func (x *NodeObservation) GetHello() *Hello {
 	return nil
 }
 
+func (x *NodeObservation) GetSessionAge() *durationpb.Duration {
+	if x != nil {
+		return x.SessionAge
+	}
+	return nil
+}
+
 type ObserveRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Server        string                 `protobuf:"bytes,1,opt,name=server,proto3" json:"server,omitempty"`
@@ -331,7 +341,14 @@ type ObserveResponse struct {
 	// needed no log entry) and may be acknowledged to the agent.
 	Accepted []bool `protobuf:"varint,2,rep,packed,name=accepted,proto3" json:"accepted,omitempty"`
 	// fetch_report of these nodes.
-	FetchReports  []string `protobuf:"bytes,3,rep,name=fetch_reports,json=fetchReports,proto3" json:"fetch_reports,omitempty"`
+	FetchReports []string `protobuf:"bytes,3,rep,name=fetch_reports,json=fetchReports,proto3" json:"fetch_reports,omitempty"`
+	// applied_index of the leader when it had taken the batch in. An agent must
+	// have been sent its assignments as of it before its heartbeat is
+	// acknowledged: what was given up by then must not be renewed.
+	AppliedIndex uint64 `protobuf:"varint,4,opt,name=applied_index,json=appliedIndex,proto3" json:"applied_index,omitempty"`
+	// superseded nodes have a younger session on another server; the one that
+	// was told of is to be ended.
+	Superseded    []string `protobuf:"bytes,5,rep,name=superseded,proto3" json:"superseded,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -383,6 +400,20 @@ func (x *ObserveResponse) GetAccepted() []bool {
 func (x *ObserveResponse) GetFetchReports() []string {
 	if x != nil {
 		return x.FetchReports
+	}
+	return nil
+}
+
+func (x *ObserveResponse) GetAppliedIndex() uint64 {
+	if x != nil {
+		return x.AppliedIndex
+	}
+	return 0
+}
+
+func (x *ObserveResponse) GetSuperseded() []string {
+	if x != nil {
+		return x.Superseded
 	}
 	return nil
 }
@@ -720,7 +751,7 @@ const file_redoubt_v1_peer_proto_rawDesc = "" +
 	"\arequest\x18\x03 \x01(\fR\arequest\"E\n" +
 	"\x0fForwardResponse\x12\x1a\n" +
 	"\bresponse\x18\x01 \x01(\fR\bresponse\x12\x16\n" +
-	"\x06status\x18\x02 \x01(\fR\x06status\"\xc4\x03\n" +
+	"\x06status\x18\x02 \x01(\fR\x06status\"\x80\x04\n" +
 	"\x0fNodeObservation\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x121\n" +
 	"\x06silent\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x06silent\x12\x1c\n" +
@@ -734,15 +765,21 @@ const file_redoubt_v1_peer_proto_rawDesc = "" +
 	"\x11statuses_complete\x18\t \x01(\bR\x10statusesComplete\x12&\n" +
 	"\x05hints\x18\n" +
 	" \x03(\v2\x10.redoubt.v1.HintR\x05hints\x12'\n" +
-	"\x05hello\x18\v \x01(\v2\x11.redoubt.v1.HelloR\x05hello\"\x80\x01\n" +
+	"\x05hello\x18\v \x01(\v2\x11.redoubt.v1.HelloR\x05hello\x12:\n" +
+	"\vsession_age\x18\f \x01(\v2\x19.google.protobuf.DurationR\n" +
+	"sessionAge\"\x80\x01\n" +
 	"\x0eObserveRequest\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\tR\x06server\x121\n" +
 	"\x05nodes\x18\x02 \x03(\v2\x1b.redoubt.v1.NodeObservationR\x05nodes\x12#\n" +
-	"\rfeature_level\x18\x03 \x01(\rR\ffeatureLevel\"f\n" +
+	"\rfeature_level\x18\x03 \x01(\rR\ffeatureLevel\"\xab\x01\n" +
 	"\x0fObserveResponse\x12\x12\n" +
 	"\x04term\x18\x01 \x01(\x04R\x04term\x12\x1a\n" +
 	"\baccepted\x18\x02 \x03(\bR\baccepted\x12#\n" +
-	"\rfetch_reports\x18\x03 \x03(\tR\ffetchReports\"?\n" +
+	"\rfetch_reports\x18\x03 \x03(\tR\ffetchReports\x12#\n" +
+	"\rapplied_index\x18\x04 \x01(\x04R\fappliedIndex\x12\x1e\n" +
+	"\n" +
+	"superseded\x18\x05 \x03(\tR\n" +
+	"superseded\"?\n" +
 	"\x0eProposeRequest\x12-\n" +
 	"\acommand\x18\x01 \x01(\v2\x13.redoubt.v1.CommandR\acommand\"^\n" +
 	"\x0fProposeResponse\x125\n" +
@@ -811,25 +848,26 @@ var file_redoubt_v1_peer_proto_depIdxs = []int32{
 	13, // 3: redoubt.v1.NodeObservation.statuses:type_name -> redoubt.v1.InstanceStatus
 	14, // 4: redoubt.v1.NodeObservation.hints:type_name -> redoubt.v1.Hint
 	15, // 5: redoubt.v1.NodeObservation.hello:type_name -> redoubt.v1.Hello
-	2,  // 6: redoubt.v1.ObserveRequest.nodes:type_name -> redoubt.v1.NodeObservation
-	16, // 7: redoubt.v1.ProposeRequest.command:type_name -> redoubt.v1.Command
-	17, // 8: redoubt.v1.ProposeResponse.results:type_name -> redoubt.v1.OperationResult
-	18, // 9: redoubt.v1.OpenStreamRequest.open:type_name -> redoubt.v1.StreamOpen
-	0,  // 10: redoubt.v1.PeerService.Forward:input_type -> redoubt.v1.ForwardRequest
-	3,  // 11: redoubt.v1.PeerService.Observe:input_type -> redoubt.v1.ObserveRequest
-	5,  // 12: redoubt.v1.PeerService.Propose:input_type -> redoubt.v1.ProposeRequest
-	7,  // 13: redoubt.v1.PeerService.OpenStream:input_type -> redoubt.v1.OpenStreamRequest
-	9,  // 14: redoubt.v1.PeerService.GetStatus:input_type -> redoubt.v1.GetStatusRequest
-	1,  // 15: redoubt.v1.PeerService.Forward:output_type -> redoubt.v1.ForwardResponse
-	4,  // 16: redoubt.v1.PeerService.Observe:output_type -> redoubt.v1.ObserveResponse
-	6,  // 17: redoubt.v1.PeerService.Propose:output_type -> redoubt.v1.ProposeResponse
-	8,  // 18: redoubt.v1.PeerService.OpenStream:output_type -> redoubt.v1.OpenStreamResponse
-	10, // 19: redoubt.v1.PeerService.GetStatus:output_type -> redoubt.v1.GetStatusResponse
-	15, // [15:20] is the sub-list for method output_type
-	10, // [10:15] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	11, // 6: redoubt.v1.NodeObservation.session_age:type_name -> google.protobuf.Duration
+	2,  // 7: redoubt.v1.ObserveRequest.nodes:type_name -> redoubt.v1.NodeObservation
+	16, // 8: redoubt.v1.ProposeRequest.command:type_name -> redoubt.v1.Command
+	17, // 9: redoubt.v1.ProposeResponse.results:type_name -> redoubt.v1.OperationResult
+	18, // 10: redoubt.v1.OpenStreamRequest.open:type_name -> redoubt.v1.StreamOpen
+	0,  // 11: redoubt.v1.PeerService.Forward:input_type -> redoubt.v1.ForwardRequest
+	3,  // 12: redoubt.v1.PeerService.Observe:input_type -> redoubt.v1.ObserveRequest
+	5,  // 13: redoubt.v1.PeerService.Propose:input_type -> redoubt.v1.ProposeRequest
+	7,  // 14: redoubt.v1.PeerService.OpenStream:input_type -> redoubt.v1.OpenStreamRequest
+	9,  // 15: redoubt.v1.PeerService.GetStatus:input_type -> redoubt.v1.GetStatusRequest
+	1,  // 16: redoubt.v1.PeerService.Forward:output_type -> redoubt.v1.ForwardResponse
+	4,  // 17: redoubt.v1.PeerService.Observe:output_type -> redoubt.v1.ObserveResponse
+	6,  // 18: redoubt.v1.PeerService.Propose:output_type -> redoubt.v1.ProposeResponse
+	8,  // 19: redoubt.v1.PeerService.OpenStream:output_type -> redoubt.v1.OpenStreamResponse
+	10, // 20: redoubt.v1.PeerService.GetStatus:output_type -> redoubt.v1.GetStatusResponse
+	16, // [16:21] is the sub-list for method output_type
+	11, // [11:16] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_v1_peer_proto_init() }
