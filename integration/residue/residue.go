@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -13,7 +14,9 @@ import (
 type Options struct {
 	// Clone is the folder that may change.
 	Clone string
-	// Ignore lists further folders and files, by path prefix.
+	// Ignore lists further folders, files, mounts and control groups, by path;
+	// a * stands for anything but a slash. REDOUBT_RESIDUE_IGNORE adds to it,
+	// separated by colons, for hosts where others are at work.
 	Ignore []string
 	// Root is walked for files, "/" if empty. Other file systems mounted
 	// below it are walked only where they can keep what a program writes.
@@ -64,7 +67,27 @@ func Take(o Options) (List, error) {
 			return List{}, fmt.Errorf("list %s: %w", step.what, err)
 		}
 	}
+	for _, k := range []Kind{Mount, Group, File} {
+		for name := range l.Things[k] {
+			if o.ignored(name) {
+				delete(l.Things[k], name)
+			}
+		}
+	}
 	return l, nil
+}
+
+// ignored tells whether a path, or a folder above it, is to be left out.
+func (o Options) ignored(name string) bool {
+	patterns := slices.Concat(o.Ignore, strings.FieldsFunc(os.Getenv("REDOUBT_RESIDUE_IGNORE"), func(r rune) bool { return r == ':' }))
+	for p := name; len(p) > 1 && p[0] == '/'; p = path.Dir(p) {
+		for _, pattern := range patterns {
+			if ok, err := path.Match(pattern, p); err == nil && ok {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // Difference is one thing that is not as it was.
