@@ -50,6 +50,15 @@ func TestASafeInstanceThatWasGivenUpIsNotRenewed(t *testing.T) {
 			}
 		}
 	}()
+	c.eventually("both nodes are ready", func() error {
+		r, err := c.fleet().ListNodes(c.ctx(), &redoubtv1.ListNodesRequest{})
+		for _, n := range r.GetNodes() {
+			if n.GetState() != redoubtv1.NodeState_NODE_STATE_READY {
+				err = fmt.Errorf("%s is %v", n.GetId(), n.GetState())
+			}
+		}
+		return err
+	})
 	if _, err := c.fleet().ApplyWorkload(c.ctx(), &redoubtv1.ApplyWorkloadRequest{Workload: spec}); err != nil {
 		t.Fatal(err)
 	}
