@@ -39,6 +39,9 @@ func (f *Fleet) Down(ctx context.Context) (forced []string, err error) {
 	nodes := plan.Nodes()
 	f.signal(nodes, syscall.SIGTERM, 15*time.Second)
 	var errs []error
+	// A killed run may have left commands of its own at work; two removals of
+	// one node would get into each other's way.
+	errs = append(errs, f.marks(plan).endCommands(f.cfg.Binary, f.File("admin.context"), f.pids(plan.Servers)))
 	errs = append(errs, f.purge(ctx, plan, nodes))
 	// The leader goes last, so that no other is elected meanwhile.
 	f.signal(plan.Servers, syscall.SIGTERM, 10*time.Second)
@@ -99,6 +102,48 @@ func (f *Fleet) signal(names []string, sig syscall.Signal, patience time.Duratio
 			now, err := StartTime(r.Pid)
 			return err != nil || now != r.Start
 		})
+	}
+}
+
+// pids are the processes noted for the named daemons.
+func (f *Fleet) pids(names []string) []int {
+	var out []int
+	for _, r := range f.state.Daemons {
+		if slices.Contains(names, r.Name) {
+			out = append(out, r.Pid)
+		}
+	}
+	return out
+}
+
+// endCommands ends what runs the fleet's program in its namespaces or as its
+// administrator, but for this process's daemons that are to stay a while.
+func (m marks) endCommands(binary, admin string, stay []int) error {
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		var left []int
+		entries, _ := os.ReadDir("/proc")
+		for _, e := range entries {
+			pid, err := strconv.Atoi(e.Name())
+			if err != nil || pid == os.Getpid() || slices.Contains(stay, pid) {
+				continue
+			}
+			dir := filepath.Join("/proc", e.Name())
+			if exe, _ := os.Readlink(filepath.Join(dir, "exe")); strings.TrimSuffix(exe, " (deleted)") != binary {
+				continue
+			}
+			ns, _ := os.Readlink(filepath.Join(dir, "ns/net"))
+			environ, _ := os.ReadFile(filepath.Join(dir, "environ"))
+			if m.netns[ns] || slices.Contains(strings.Split(string(environ), "\x00"), "REDOUBT_CONTEXT="+admin) {
+				left = append(left, pid)
+				_ = unix.Kill(pid, unix.SIGKILL)
+			}
+		}
+		if len(left) == 0 {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("commands of the fleet do not die: processes %v", left)
+		}
 	}
 }
 
