@@ -38,7 +38,13 @@ type Reporter struct {
 	// proven is when, by the boot clock, each finding's canary ran.
 	proven   map[finding]time.Duration
 	watchers []chan struct{}
+	// doubts counts rounds in a row in which a canary failed.
+	doubts int
 }
+
+// quickLooks is how many rounds a failed canary is tried again soon: what made
+// it fail may have passed (a busy host, a daemon that was just restarted).
+const quickLooks = 3
 
 type finding struct {
 	runtime isolation.Name
@@ -155,9 +161,12 @@ func (r *Reporter) round(ctx context.Context) (sure bool, err error) {
 	for _, f := range r.report.Findings {
 		old[keyOf(f)] = f
 	}
+	failed := false
 	for i, f := range found {
 		k := keyOf(f)
 		switch {
+		case f.State == isolation.StateUnusable && f.Digest != "":
+			failed = true // its parts are here, and its canary was not satisfied
 		case f.State == isolation.StateVerified:
 			// Age is as of the end of the round at the latest, and no proof is
 			// older than the round.
@@ -170,6 +179,12 @@ func (r *Reporter) round(ctx context.Context) (sure bool, err error) {
 			}
 		}
 		found[i].Age = 0
+	}
+	if !failed {
+		r.doubts = 0
+	} else if r.doubts < quickLooks {
+		r.doubts++
+		sure = false
 	}
 	next := isolation.Report{Node: r.node, Site: r.site, Host: facts, Labels: r.labels, Findings: found}
 	if r.ready && sameFacts(r.report, next) {

@@ -229,6 +229,16 @@ func (w Workload) HostPorts() (ports []HostPort) {
 	return ports
 }
 
+// FailuresBorne is how many of a Job's instances may fail before the Job has
+// failed. With OnFailure the node has restarted an instance BackoffLimit times
+// before it calls it failed, so none is borne.
+func (w Workload) FailuresBorne() int {
+	if w.Restart == RestartOnFailure {
+		return 0
+	}
+	return w.Job.BackoffLimit
+}
+
 // Requirement is what the workload asks of a runtime.
 func (w Workload) Requirement() isolation.Requirement {
 	return isolation.Requirement{

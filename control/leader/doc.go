@@ -14,5 +14,6 @@
 //
 // Concurrency: Observe may be called from anywhere at any time; outside a term
 // it answers ErrNotLeader. Run owns the loops and has joined them when it
-// returns. Locks: only Observed.mu, held for no call.
+// returns. Locks: term.giving before Observed.mu; the first is held while what is
+// given up is proposed, the second for no call.
 package leader

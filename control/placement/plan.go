@@ -325,7 +325,7 @@ func (t *turn) runJob() {
 	case t.jobComplete():
 		why = "the job is complete"
 	case t.jobFailed():
-		why = fmt.Sprintf("the job has failed: %d failures, its backoffLimit is %d", t.Failures, t.Spec.Job.BackoffLimit)
+		why = "the job has failed: " + t.failedWhy()
 	}
 	for _, i := range t.wanted("") {
 		if !t.Spec.Allows(i.Class) {
@@ -340,7 +340,16 @@ func (t *turn) runJob() {
 func (t *turn) jobComplete() bool { return int(t.Completions) >= t.Spec.Job.Completions }
 
 func (t *turn) jobFailed() bool {
-	return !t.jobComplete() && int(t.Failures) > t.Spec.Job.BackoffLimit
+	return !t.jobComplete() && int(t.Failures) > t.Spec.FailuresBorne()
+}
+
+// failedWhy counts what a failed job's backoffLimit is of: restarts on the node
+// with OnFailure, instances with Never.
+func (t *turn) failedWhy() string {
+	if t.Spec.Restart == fleet.RestartOnFailure {
+		return fmt.Sprintf("an instance failed more often than its backoffLimit of %d", t.Spec.Job.BackoffLimit)
+	}
+	return fmt.Sprintf("%s, and its backoffLimit is %d", plural(int(t.Failures), "failure", "failures"), t.Spec.Job.BackoffLimit)
 }
 
 func (t *turn) jobGroup() group {

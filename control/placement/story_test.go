@@ -250,7 +250,7 @@ func (w *world) apply(t *testing.T, kind string, args []string, attr map[string]
 		Kind: map[string]string{"service": "Service", "job": "Job"}[kind], Name: args[0],
 		Isolation:  &redoubtv1.Isolation{Floor: attr["floor"], Prefer: attr["prefer"]},
 		Placement:  &redoubtv1.Placement{PerSite: number("perSite"), Replicas: number("replicas")},
-		Containers: []*redoubtv1.Container{c},
+		Containers: []*redoubtv1.Container{c}, RestartPolicy: attr["restart"],
 	}
 	if slices.Contains(args, "pend") {
 		p.Isolation.OnUnavailable = "Pend"

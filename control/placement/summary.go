@@ -30,8 +30,7 @@ func (t *turn) summary(e Explanation) string {
 	case t.Spec.Kind == fleet.KindJob && t.jobComplete():
 		return fmt.Sprintf("%s is complete: %d of %d succeeded.", name, t.Completions, t.Spec.Job.Completions)
 	case t.Spec.Kind == fleet.KindJob && t.jobFailed():
-		return fmt.Sprintf("%s has failed: %s, and its backoffLimit is %d. Look at its logs; to try again, stop it and apply it again.",
-			name, plural(int(t.Failures), "failure", "failures"), t.Spec.Job.BackoffLimit)
+		return fmt.Sprintf("%s has failed: %s. Look at its logs; to try again, stop it and apply it again.", name, t.failedWhy())
 	case e.Pending > 0 && kept == 0:
 		return fmt.Sprintf("%s is pending: %s", name, t.lack())
 	case e.Pending > 0:

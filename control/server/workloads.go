@@ -233,7 +233,7 @@ func phaseOf(w *fleet.StoredWorkload, st *redoubtv1.WorkloadStatus, starting uin
 		return redoubtv1.WorkloadPhase_WORKLOAD_PHASE_STOPPING
 	case job != nil && int(w.Completions) >= job.Completions:
 		return redoubtv1.WorkloadPhase_WORKLOAD_PHASE_COMPLETED
-	case job != nil && int(w.Failures) > job.BackoffLimit:
+	case job != nil && int(w.Failures) > w.Spec.FailuresBorne():
 		return redoubtv1.WorkloadPhase_WORKLOAD_PHASE_FAILED
 	case st.Running > 0 && st.Running >= st.Desired:
 		return redoubtv1.WorkloadPhase_WORKLOAD_PHASE_RUNNING
