@@ -79,9 +79,12 @@ func (p *program) wait(t *testing.T, patience time.Duration) int {
 func observe(t *testing.T, dir string) (residue.Options, residue.List) {
 	t.Helper()
 	o := residue.Options{Clone: dir}
-	before, err := residue.Take(o)
+	before, moving, err := residue.Quiet(t.Context(), o, time.Minute)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if len(moving) > 0 {
+		t.Logf("others are at work on this host, so what follows may be theirs:\n%s", residue.Describe(moving))
 	}
 	return o, before
 }

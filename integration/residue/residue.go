@@ -153,6 +153,31 @@ func excused(before, after List, d Difference) bool {
 	return false
 }
 
+// Quiet takes lists until two in a row do not differ, for as long as patience
+// lasts: what earlier work gives back late must not look like a difference. It
+// returns the last list, and what still changed.
+func Quiet(ctx context.Context, o Options, patience time.Duration) (List, []Difference, error) {
+	deadline := time.Now().Add(patience)
+	last, err := Take(o)
+	for err == nil {
+		select {
+		case <-ctx.Done():
+			return List{}, nil, ctx.Err()
+		case <-time.After(time.Second):
+		}
+		var next List
+		if next, err = Take(o); err != nil {
+			break
+		}
+		diff := Diff(last, next)
+		if len(diff) == 0 || time.Now().After(deadline) {
+			return next, diff, nil
+		}
+		last = next
+	}
+	return List{}, nil, err
+}
+
 // Settled takes lists until one differs in nothing from before, for as long as
 // patience lasts: the kernel frees namespaces and groups a little after the last
 // user is gone. It returns what still differs.
