@@ -132,8 +132,12 @@ func (n *node) Report() *redoubtv1.Report {
 	defer world.Unlock()
 	return n.report
 }
-func (n *node) Load() uint32         { return 7 }
-func (n *node) Clock() time.Duration { return time.Since(began) + n.suspended }
+func (n *node) Load() uint32 { return 7 }
+func (n *node) Clock() time.Duration {
+	world.Lock()
+	defer world.Unlock()
+	return time.Since(began) + n.suspended
+}
 func (n *node) Renewed(sent time.Duration, _ uint64) {
 	world.Lock()
 	defer world.Unlock()
