@@ -76,6 +76,7 @@ func New(cfg Config) (*Fleet, error) {
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("fleet directory: %w", err)
 	}
+	cfg.Plan.Owner = cfg.Dir
 	f := &Fleet{cfg: cfg, world: topology.Open(cfg.Plan), running: map[string]*Daemon{}}
 	lock, err := os.OpenFile(filepath.Join(cfg.Dir, "lock"), os.O_CREATE|os.O_RDWR|syscall.O_CLOEXEC, 0o600)
 	if err != nil {
@@ -140,8 +141,12 @@ func (f *Fleet) Program() string {
 // Log is the log file of a daemon.
 func (f *Fleet) Log(name string) string { return f.File("logs/" + name + ".log") }
 
-// Build makes the network.
+// Build makes the network. It refuses a host on which an agent of one of the
+// nodes' names is at work: control groups are told apart by the node's name.
 func (f *Fleet) Build(ctx context.Context) error {
+	if groups := f.marks(f.cfg.Plan).groups; len(groups) > 0 {
+		return fmt.Errorf("%s is there: an agent of node %s runs on this host already; stop that fleet first", groups[0], filepath.Base(groups[0]))
+	}
 	f.mu.Lock()
 	f.state = state{Clone: f.cfg.Clone, Plan: f.cfg.Plan}
 	err := f.save()

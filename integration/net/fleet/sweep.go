@@ -32,12 +32,17 @@ func (f *Fleet) Down(ctx context.Context) (forced []string, err error) {
 	// No deadline of the caller's work may leave a fleet standing.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 90*time.Second)
 	defer cancel()
-	plan := f.cfg.Plan
-	if f.state.Plan.Prefix != "" {
-		plan = f.state.Plan // an earlier run may have had another plan
+	plan := f.state.Plan // an earlier run may have had another than ours
+	if plan.Prefix == "" {
+		return nil, f.tidy(nil) // nothing was made
 	}
 	nodes := plan.Nodes()
 	f.signal(nodes, syscall.SIGTERM, 15*time.Second)
+	if owner := topology.Owner(plan); owner != "" && owner != f.cfg.Dir {
+		// Ours is long gone and another's stands under its names.
+		f.signal(plan.Servers, syscall.SIGTERM, 10*time.Second)
+		return nil, errors.Join(f.tidy(nil), f.forget())
+	}
 	var errs []error
 	// A killed run may have left commands of its own at work; two removals of
 	// one node would get into each other's way.
@@ -53,25 +58,34 @@ func (f *Fleet) Down(ctx context.Context) (forced []string, err error) {
 	if err := errors.Join(errs...); err != nil {
 		return forced, fmt.Errorf("stop the fleet: %w", err)
 	}
+	return forced, errors.Join(f.tidy(nodes), f.forget())
+}
+
+// tidy leaves nothing but the logs in the directory.
+func (f *Fleet) tidy(nodes []string) error {
 	for _, n := range nodes {
 		// Beside the agent's, for who looks into a failure.
 		_ = os.Rename(filepath.Join(f.File(n), "containerd", "containerd.log"), f.Log(n+"-containerd"))
 	}
 	entries, err := os.ReadDir(f.cfg.Dir)
 	if err != nil {
-		return forced, err
+		return err
 	}
+	var errs []error
 	for _, e := range entries {
-		if e.Name() == "logs" || e.Name() == "lock" || e.Name() == "state.json" {
-			continue
+		if e.Name() != "logs" && e.Name() != "lock" && e.Name() != "state.json" {
+			errs = append(errs, os.RemoveAll(filepath.Join(f.cfg.Dir, e.Name())))
 		}
-		errs = append(errs, os.RemoveAll(filepath.Join(f.cfg.Dir, e.Name())))
 	}
-	// The note goes last: until here a killed Down is taken up again.
-	errs = append(errs, os.RemoveAll(f.statePath()))
+	return errors.Join(errs...)
+}
+
+// forget removes the note that something may be up. It goes last: until here a
+// killed Down is taken up again.
+func (f *Fleet) forget() error {
 	f.state = state{}
 	f.running = map[string]*Daemon{}
-	return forced, errors.Join(errs...)
+	return os.RemoveAll(f.statePath())
 }
 
 // Clear removes the fleet's directory, logs too. The fleet must be down.

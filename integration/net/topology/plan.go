@@ -13,6 +13,8 @@ type Plan struct {
 	Net     byte // 10.Net.0.0/16
 	Servers []string
 	Sites   []Site
+	// Owner is who made it, at most 250 characters; it is noted in the core.
+	Owner string
 }
 
 // Site is a switch with nodes, behind a link of its own.

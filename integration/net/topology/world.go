@@ -1,6 +1,7 @@
 package topology
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,7 +24,8 @@ func Build(ctx context.Context, p Plan) (*World, error) {
 		return nil, err
 	}
 	if left := Present(p); len(left) > 0 {
-		return nil, fmt.Errorf("topology: %s is there already: another fleet of this name is up on this host", left[0])
+		return nil, fmt.Errorf("topology: %s is there already: a fleet of this name is up on this host, made by %s; stop it there first",
+			left[0], cmp.Or(Owner(p), "someone unknown"))
 	}
 	if err := free(p); err != nil {
 		return nil, err
@@ -72,6 +74,12 @@ func (w *World) build(ctx context.Context) error {
 		}
 		if err := create(name); err != nil {
 			return err
+		}
+		// The core is the first: from here on it is known whose all this is.
+		if name == p.Namespace("core") && p.Owner != "" {
+			if err := In(name, func() error { return own(p.Owner) }); err != nil {
+				return err
+			}
 		}
 	}
 	if err := In(p.Namespace("core"), func() error {
@@ -291,6 +299,28 @@ func Present(p Plan) []string {
 		out = append(out, "link "+p.UserLink())
 	}
 	return out
+}
+
+func own(owner string) error {
+	link, err := netlink.LinkByName("lo")
+	if err != nil {
+		return err
+	}
+	return netlink.LinkSetAlias(link, owner)
+}
+
+// Owner is who made what there is of a plan; empty if that is nothing, or if
+// its maker died before it could say.
+func Owner(p Plan) string {
+	owner := ""
+	_ = In(p.Namespace("core"), func() error {
+		link, err := netlink.LinkByName("lo")
+		if err == nil {
+			owner = link.Attrs().Alias
+		}
+		return err
+	})
+	return owner
 }
 
 // Remove removes all of a plan, whole or half made. Processes in its namespaces
