@@ -7,6 +7,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -94,7 +95,7 @@ type node struct {
 	fleets   int
 	assign   func(*redoubtv1.Assignments) error
 	// suspended is what the boot clock counts and timers do not.
-	suspended time.Duration
+	suspended atomic.Int64 /* nanoseconds */
 }
 
 var began = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
@@ -132,12 +133,8 @@ func (n *node) Report() *redoubtv1.Report {
 	defer world.Unlock()
 	return n.report
 }
-func (n *node) Load() uint32 { return 7 }
-func (n *node) Clock() time.Duration {
-	world.Lock()
-	defer world.Unlock()
-	return time.Since(began) + n.suspended
-}
+func (n *node) Load() uint32         { return 7 }
+func (n *node) Clock() time.Duration { return time.Since(began) + time.Duration(n.suspended.Load()) }
 func (n *node) Renewed(sent time.Duration, _ uint64) {
 	world.Lock()
 	defer world.Unlock()

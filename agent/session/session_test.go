@@ -301,9 +301,7 @@ func TestAnAgentThatStoodStillAsksAnewBeforeItSpeaks(t *testing.T) {
 			t.Fatalf("%d sessions, %d renewals in ordinary times", hellos, len(n.renewed))
 		}
 		woke = n.Clock()
-		world.Lock()
-		n.suspended = time.Hour
-		world.Unlock()
+		n.suspended.Store(int64(time.Hour))
 		pass(20 * time.Second)
 		if hellos != 2 || late != 0 {
 			t.Errorf("%d sessions and %d heartbeats on the old one after it stood still; want 2 and 0", hellos, late)
