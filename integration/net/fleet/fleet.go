@@ -144,7 +144,7 @@ func (f *Fleet) Log(name string) string { return f.File("logs/" + name + ".log")
 // Build makes the network. It refuses a host on which an agent of one of the
 // nodes' names is at work: control groups are told apart by the node's name.
 func (f *Fleet) Build(ctx context.Context) error {
-	if groups := f.marks(f.cfg.Plan).groups; len(groups) > 0 {
+	if groups := f.marks(f.cfg.Plan).groups; len(groups) > 0 && len(topology.Present(f.cfg.Plan)) == 0 {
 		return fmt.Errorf("%s is there: an agent of node %s runs on this host already; stop that fleet first", groups[0], filepath.Base(groups[0]))
 	}
 	f.mu.Lock()
