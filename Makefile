@@ -11,7 +11,7 @@ VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X redoubt.dev/redoubt/cmd/redoubt/cli.Version=$(VERSION)
 KEEP ?=
 
-.PHONY: build deps runtimes generate generate-check lint test unit race script net sim bench fuzz-smoke demo demo-stop mutants clean
+.PHONY: build deps runtimes generate generate-check lint test unit race script net bench fuzz-smoke demo demo-stop mutants clean
 
 deps:
 	@deploy/deps.sh
@@ -64,9 +64,6 @@ script: build
 net: build
 	go build -o bin/redoubt-demo ./integration/demo
 	REDOUBT_NET=1 go test -v -p 1 -count=1 -timeout 25m ./integration/net/...
-
-sim: build
-	go test ./integration/sim/...
 
 bench: build
 	go run ./integration/bench
