@@ -16,7 +16,10 @@ type proc struct {
 	start       string
 	command     string
 	kernel      bool
-	netns       string
+	// ended: nothing of it is left but the entry that whoever adopted it has not
+	// fetched yet. An init does so at once; what runs the tests may not.
+	ended bool
+	netns string
 }
 
 func (p proc) name() string { return fmt.Sprintf("%d started %s", p.pid, p.start) }
@@ -37,7 +40,7 @@ func processes(l *List, _ Options) error {
 			continue // it ended meanwhile
 		}
 		l.procs[pid] = p
-		if p.kernel {
+		if p.kernel || p.ended {
 			continue
 		}
 		l.Things[Process][p.name()] = p.command
@@ -66,7 +69,7 @@ func readProcess(pid int) (proc, error) {
 	if len(f) < 20 {
 		return proc{}, fmt.Errorf("stat of process %d: %q", pid, stat)
 	}
-	p := proc{pid: pid, start: f[19], command: string(stat[open+1 : shut])}
+	p := proc{pid: pid, start: f[19], command: string(stat[open+1 : shut]), ended: f[0] == "Z"}
 	if p.parent, err = strconv.Atoi(f[1]); err != nil {
 		return proc{}, err
 	}
