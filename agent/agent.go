@@ -86,8 +86,8 @@ type Agent struct {
 	renewer  *renewer
 	bulk     *bulk
 	hints    chan *redoubtv1.Hint
-	// statusChanged and reportChanged wake the session.
-	statusChanged, reportChanged chan struct{}
+	// statusChanged, reportChanged and tryNow wake the session.
+	statusChanged, reportChanged, tryNow chan struct{}
 
 	mu        sync.Mutex
 	converted map[string]reconcile.Assignment // by uid, of source
@@ -118,6 +118,7 @@ func New(cfg Config, deps Deps) (*Agent, error) {
 	a := &Agent{
 		cfg: cfg, deps: deps, store: st, lease: newLease(st, deps.Log),
 		hints: make(chan *redoubtv1.Hint, 256), statusChanged: make(chan struct{}, 1), reportChanged: make(chan struct{}, 1),
+		tryNow: make(chan struct{}, 1),
 	}
 	if err := a.compose(); err != nil {
 		st.Close()
@@ -143,7 +144,7 @@ func (a *Agent) compose() error {
 	}
 	a.session = session.New(a.sessionConfig(), session.Deps{
 		Dial: dialer(deps.Identity, deps.Dial), Node: &link{a}, Bulk: a.bulk, MoveAt: moveAt,
-		StatusChanged: a.statusChanged, ReportChanged: a.reportChanged, Hints: a.hints, Log: deps.Log,
+		StatusChanged: a.statusChanged, ReportChanged: a.reportChanged, Hints: a.hints, TryNow: a.tryNow, Log: deps.Log,
 	})
 	a.loop = reconcile.NewLoop(reconcile.Deps{
 		Driver: deps.Host.Driver, Network: deps.Host.Network, Ledger: ledger{a.store, a.lease},
@@ -158,7 +159,7 @@ func (a *Agent) compose() error {
 	}, cfg.Limits)
 	if out, ok := deps.Identity.(writable); ok {
 		a.renewer = &renewer{node: cfg.Node, src: deps.Identity, out: out, store: a.store, servers: a.servers,
-			dial: dialer(deps.Identity, deps.Dial), raw: deps.Dial, log: deps.Log}
+			dial: dialer(deps.Identity, deps.Dial), raw: deps.Dial, renewed: func() { poke(a.tryNow) }, log: deps.Log}
 	}
 	if cfg.GossipBind == "" {
 		return nil

@@ -29,6 +29,8 @@ type renewer struct {
 	servers func() []string
 	dial    session.Dialer
 	raw     DialContext
+	// renewed is called when the node has a new SVID.
+	renewed func()
 	log     *slog.Logger
 }
 
@@ -49,7 +51,7 @@ func (r *renewer) run(ctx context.Context) error {
 				delay = 0
 				continue
 			}
-			delay = min(max(2*delay, time.Second), 30*time.Second)
+			delay = min(max(2*delay, time.Second), 15*time.Second)
 			r.log.Warn("identity not renewed", "err", err, "expires", svid.Certificates[0].NotAfter, "again_in", delay)
 			wait = delay
 		}
@@ -153,6 +155,7 @@ func (r *renewer) take(old *x509svid.SVID, certs, bundle [][]byte) error {
 		return err
 	}
 	r.log.Info("identity renewed", "node", r.node, "expires", chain[0].NotAfter)
+	r.renewed()
 	return nil
 }
 

@@ -215,16 +215,17 @@ type rig struct {
 	s             *Session
 	statusChanged chan struct{}
 	reportChanged chan struct{}
+	tryNow        chan struct{}
 	hints         chan *redoubtv1.Hint
 	log           *strings.Builder
 }
 
 // start runs a session until the test's end.
 func start(t *testing.T, f *fleet, n *node, bulk Bulk, moveAt func(context.Context) time.Time) (*rig, func()) {
-	r := &rig{fleet: f, n: n, statusChanged: make(chan struct{}, 1), reportChanged: make(chan struct{}, 1), hints: make(chan *redoubtv1.Hint, 100), log: &strings.Builder{}}
+	r := &rig{fleet: f, n: n, statusChanged: make(chan struct{}, 1), reportChanged: make(chan struct{}, 1), hints: make(chan *redoubtv1.Hint, 100), tryNow: make(chan struct{}, 1), log: &strings.Builder{}}
 	r.s = New(Config{Node: "n1", Site: "oslo", BootID: "b", Version: "test"}, Deps{
 		Dial: f.dial, Node: n, Bulk: bulk, MoveAt: moveAt,
-		StatusChanged: r.statusChanged, ReportChanged: r.reportChanged, Hints: r.hints,
+		StatusChanged: r.statusChanged, ReportChanged: r.reportChanged, Hints: r.hints, TryNow: r.tryNow,
 		Log: slog.New(slog.NewTextHandler(r.log, nil)),
 	})
 	ctx, cancel := context.WithCancel(t.Context())

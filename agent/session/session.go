@@ -64,7 +64,7 @@ type Config struct {
 	Contact  time.Duration // for a server to answer Hello [10s]
 	Interval time.Duration // of heartbeats until Welcome says [5s]
 	Retry    time.Duration // of a batch that is not acknowledged [10s]
-	MaxDelay time.Duration // between rounds over the servers [30s]
+	MaxDelay time.Duration // between rounds over the servers, at most [15s]
 	Streams  int           // of exec and logs at once [32]
 }
 
@@ -81,7 +81,10 @@ type Deps struct {
 	StatusChanged, ReportChanged <-chan struct{}
 	// Hints of gossip; they are passed on while there is a session.
 	Hints <-chan *redoubtv1.Hint
-	Log   *slog.Logger
+	// TryNow ends the wait between rounds: something has changed that may let
+	// the next one succeed, as a new identity does.
+	TryNow <-chan struct{}
+	Log    *slog.Logger
 }
 
 // Session is the agent's side. Make one with New; Run it once.
@@ -110,7 +113,7 @@ func New(cfg Config, deps Deps) *Session {
 	def(&cfg.Contact, 10*time.Second)
 	def(&cfg.Interval, 5*time.Second)
 	def(&cfg.Retry, 10*time.Second)
-	def(&cfg.MaxDelay, 30*time.Second)
+	def(&cfg.MaxDelay, 15*time.Second)
 	if cfg.Streams == 0 {
 		cfg.Streams = 32
 	}
@@ -198,25 +201,19 @@ func (s *Session) Run(ctx context.Context) error {
 		} else {
 			delay = min(max(2*delay, time.Second), s.cfg.MaxDelay)
 		}
-		if !sleep(ctx, delay/2+rand.N(delay)) {
-			return nil
+		t := time.NewTimer(delay/2 + rand.N(delay/2))
+		select {
+		case <-t.C:
+		case <-s.deps.TryNow:
+			delay = 0
+		case <-ctx.Done():
 		}
+		t.Stop()
 		if again {
 			delay = 0
 		}
 	}
 	return nil
-}
-
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }
 
 // order shuffles the servers, the good one first.

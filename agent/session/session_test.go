@@ -452,12 +452,39 @@ func TestDeadServersAreTriedWithGrowingDelayAndToldOnce(t *testing.T) {
 		r, end := start(t, f, n, nil, nil)
 		pass(10 * time.Minute)
 		tries := len(f.dialled)
-		if tries < 10 || tries > 60 {
+		if tries < 40 || tries > 90 {
 			t.Errorf("%d tries in ten minutes", tries)
 		}
 		end()
 		if c := strings.Count(r.log.String(), "no session"); c == 0 || c > 2 {
 			t.Errorf("told %d times:\n%s", c, r.log)
+		}
+	})
+}
+
+func TestANewIdentityEndsTheWaitForTheNextRound(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fleet{t: t}
+		r, end := start(t, f, &node{servers: []string{"s1"}}, nil, nil)
+		defer end()
+		pass(10 * time.Minute)
+		// Wherever in its wait it is: each poke is an attempt at once, and the
+		// longest wait without one is MaxDelay.
+		for i := range 20 {
+			pass(time.Duration(i) * 100 * time.Millisecond)
+			before := len(f.dialled)
+			r.tryNow <- struct{}{}
+			pass(time.Millisecond)
+			if len(f.dialled) != before+1 {
+				t.Fatalf("poke %d: %d attempts", i, len(f.dialled)-before)
+			}
+		}
+		for range 10 {
+			before := len(f.dialled)
+			pass(r.s.cfg.MaxDelay + time.Millisecond)
+			if len(f.dialled) == before {
+				t.Errorf("no attempt in %s", r.s.cfg.MaxDelay)
+			}
 		}
 	})
 }
