@@ -140,6 +140,7 @@ func mustProcess(t *testing.T, pid int) process {
 // A daemon that is stopped, as by a debugger or a full disk, is replaced, and
 // the containers do not notice.
 func TestHungDaemonIsReplaced(t *testing.T) {
+	t.Parallel() // it mostly waits
 	n := startNode(t, "hung")
 	c := n.toolbox(t, "stays", "gvisor", "sleep 1000")
 	pid := n.daemon.Pid()

@@ -1,6 +1,7 @@
 package containerd
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -18,7 +19,6 @@ import (
 	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
-	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/containerd/v2/pkg/oci"
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -42,11 +42,13 @@ func (d *Driver) Exec(ctx context.Context, id driver.ID, s driver.ExecSpec, stre
 }
 
 func (d *Driver) exec(ctx context.Context, f *found, s driver.ExecSpec, streams driver.Streams) (int, error) {
-	process, err := d.execProcess(ctx, f, s)
+	spec, err := d.execProcess(ctx, f, s)
 	if err != nil {
 		return 0, err
 	}
-	call, cancel := d.bound(ctx, startTask)
+	// A start that is cut short may begin all the same, unseen: it is always
+	// seen through, and what nobody waits for any more is killed then.
+	call, cancel := d.detached(ctx, startTask)
 	defer cancel()
 	t, err := f.Task(call, nil)
 	if err != nil {
@@ -58,29 +60,30 @@ func (d *Driver) exec(ctx context.Context, f *found, s driver.ExecSpec, streams 
 	execID := "e" + hex.EncodeToString(random[:])
 
 	stdin := &watchedReader{Reader: streams.Stdin, eof: make(chan struct{})}
-	opts := []cio.Opt{cio.WithFIFODir(filepath.Join(d.cfg.runDir(), "fifo"))}
-	var in io.Reader
+	ends := streams
 	if streams.Stdin != nil {
-		in = stdin
+		ends.Stdin = stdin
 	}
-	if s.Terminal {
-		opts = append(opts, cio.WithStreams(in, discard(streams.Stdout), nil), cio.WithTerminal)
-	} else {
-		opts = append(opts, cio.WithStreams(in, discard(streams.Stdout), discard(streams.Stderr)))
+	if err := ctx.Err(); err != nil {
+		return 0, err
 	}
-	p, err := t.Exec(call, execID, process, cio.NewCreator(opts...))
+	var p *pipes
+	process, err := t.Exec(call, execID, spec, newPipes(filepath.Join(d.cfg.runDir(), "fifo"), ends, s.Terminal, &p))
 	if err != nil {
 		return 0, notRunning(err)
 	}
-	x := &execution{d: d, f: f, p: p, id: execID}
+	x := &execution{d: d, f: f, p: process, id: execID}
 	defer x.discard(ctx)
-	if err := p.Start(call); err != nil {
+	err = process.Start(call)
+	p.Cancel()
+	if err != nil {
+		x.abandoned = true
 		return 127, notRunning(err)
 	}
 
 	if s.Terminal && s.Width > 0 && s.Height > 0 {
 		// runsc does not take the first size from the specification.
-		_ = p.Resize(call, uint32(s.Width), uint32(s.Height))
+		_ = process.Resize(call, uint32(s.Width), uint32(s.Height))
 	}
 
 	// Everything that serves the process ends with it.
@@ -173,7 +176,7 @@ func (x *execution) wait(ctx context.Context) (int, error) {
 		status, err := x.p.Wait(waiting)
 		if err != nil {
 			cancel()
-			return 0, err
+			return 0, cmp.Or(ctx.Err(), err)
 		}
 		var st containerd.ExitStatus
 		select {

@@ -53,6 +53,12 @@ func realConfig(t *testing.T, node string) Config {
 	if err != nil {
 		t.Skipf("needs the carried runtimes: %v", err)
 	}
+	// A name of its own for the program, since tests hide it to hold the daemon
+	// off.
+	containerd := filepath.Join(t.TempDir(), "containerd")
+	if err := os.Link(paths.Containerd, containerd); err != nil {
+		t.Fatal(err)
+	}
 	level := slog.LevelInfo
 	if testing.Verbose() {
 		level = slog.LevelDebug
@@ -61,7 +67,7 @@ func realConfig(t *testing.T, node string) Config {
 		Node: isolation.NodeID(fmt.Sprintf("%s-%d", node, os.Getpid())),
 		Dir:  t.TempDir(),
 		Binaries: Binaries{
-			Containerd: paths.Containerd, Shim: paths.Shim, Runc: paths.Runc,
+			Containerd: containerd, Shim: paths.Shim, Runc: paths.Runc,
 			Runsc: paths.Runsc, Wrapper: paths.Wrapper,
 		},
 		Carried: map[string]string{"carried.redoubt/toolbox:1": paths.ToolboxImage, "carried.redoubt/canary:1": paths.CanaryImage},
@@ -259,6 +265,7 @@ func (n *node) loseTask(t *testing.T, id driver.ID) {
 }
 
 func TestConformance(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		runtime isolation.Name
 		variant string
@@ -268,7 +275,9 @@ func TestConformance(t *testing.T) {
 		{"gvisor", "systrap", true},
 	} {
 		t.Run(string(tt.runtime), func(t *testing.T) {
-			n := startNode(t, "conf")
+			// Both mostly wait for deadlines.
+			t.Parallel()
+			n := startNode(t, "conf-"+string(tt.runtime))
 			var other *node
 			conformance.Run(t, conformance.Harness{
 				Driver: n.driver, Runtime: tt.runtime, Variant: tt.variant, Sandbox: tt.sandbox,
@@ -282,7 +291,7 @@ func TestConformance(t *testing.T) {
 					return d
 				},
 				Other: func(t *testing.T) driver.Driver {
-					other = startNode(t, "other")
+					other = startNode(t, "other-"+string(tt.runtime))
 					return other.driver
 				},
 				KillBoundary: func(t *testing.T, c driver.Container) { send(t, c.Pid, unix.SIGKILL) },

@@ -184,7 +184,11 @@ func TestTheDemoInterruptedAnywhereLeavesNothing(t *testing.T) {
 // TestASiteCutOffForLongerThanItsIdentitiesGoesOn is the demo with times as a
 // small fleet would have them: the cut is longer than an SVID lasts and longer
 // than lostAfter. The demo judges pids, start times, states and identities.
+//
+// It mostly waits, so it shares the host with TestAFleetUnderHarm, once the
+// tests that list the whole host are over.
 func TestASiteCutOffForLongerThanItsIdentitiesGoesOn(t *testing.T) {
+	t.Parallel()
 	dir := alone(t)
 	p := start(t, dir, "-dir", ".demo-long", "-prefix", "rd-long", "-net", "78", "-svid-ttl", "2m", "-lost-after", "1m", "-cut", "150s")
 	code := p.wait(t, 8*time.Minute)

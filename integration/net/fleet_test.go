@@ -134,6 +134,7 @@ func sentries(t *testing.T, node string) []string {
 // TestAFleetUnderHarm brings a real fleet through what happens to hosts. The
 // parts build on each other.
 func TestAFleetUnderHarm(t *testing.T) {
+	t.Parallel()
 	dir := alone(t)
 	nodes := []string{"bergen-1", "bergen-2", "bergen-3"}
 	fl, err := fleet.New(fleet.Config{

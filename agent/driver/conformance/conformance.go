@@ -80,6 +80,8 @@ func Run(t *testing.T, h Harness) {
 		{"exec with a terminal", s.execTerminal},
 		{"exec is signalled", s.execSignal},
 		{"exec ends with its context", s.execContext},
+		{"many short execs", s.execFast},
+		{"exec is cut short anywhere", s.execCut},
 		{"inside", s.inside},
 		{"list", s.list},
 		{"changed", s.changed},

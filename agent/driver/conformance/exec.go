@@ -214,6 +214,48 @@ func (s *suite) execContext(t *testing.T) {
 	}
 }
 
+// execFast loses nothing of what short processes write, many at once.
+func (s *suite) execFast(t *testing.T) {
+	needs(t, !s.Simulated, "run a command")
+	spec := s.spec(t, forever)
+	s.mustStart(t, spec)
+	ctx := s.ctx(t)
+	var all sync.WaitGroup
+	for i := range 6 {
+		all.Go(func() {
+			for j := range 6 {
+				said := fmt.Sprintf("%d of %d\n", j, i)
+				var out, errs strings.Builder
+				code, err := s.Driver.Exec(ctx, spec.ID, driver.ExecSpec{Command: []string{"sh", "-c", "cat; echo no >&2; exit 3"}},
+					driver.Streams{Stdin: strings.NewReader(said), Stdout: &out, Stderr: &errs})
+				if err != nil || code != 3 || out.String() != said || errs.String() != "no\n" {
+					t.Errorf("exec %q: %d, %v, %q, %q", said, code, err, out.String(), errs.String())
+				}
+			}
+		})
+	}
+	all.Wait()
+}
+
+// execCut ends an exec's context in the middle of its start, of its life, and
+// in between.
+func (s *suite) execCut(t *testing.T) {
+	needs(t, !s.Simulated, "look from inside")
+	spec := s.spec(t, forever)
+	s.mustStart(t, spec)
+	for after := 10 * time.Millisecond; after < 250*time.Millisecond; after += 20 * time.Millisecond {
+		ctx, cancel := context.WithTimeout(s.ctx(t), after)
+		_, err := s.Driver.Exec(ctx, spec.ID, driver.ExecSpec{Command: []string{"sleep", "4322"}}, driver.Streams{})
+		cancel()
+		if !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("cut after %v: %v", after, err)
+		}
+		if ps, _ := s.sh(t, spec.ID, "ps"); strings.Contains(ps, "4322") {
+			t.Fatalf("cut after %v, the process goes on inside: %s", after, ps)
+		}
+	}
+}
+
 // inside looks at the hardening from where the workload stands.
 func (s *suite) inside(t *testing.T) {
 	needs(t, !s.Simulated, "look from inside")
