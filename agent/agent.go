@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"redoubt.dev/redoubt/agent/driver"
+	"redoubt.dev/redoubt/agent/health"
 	"redoubt.dev/redoubt/agent/logs"
 	"redoubt.dev/redoubt/agent/reconcile"
 	"redoubt.dev/redoubt/agent/session"
@@ -57,6 +59,8 @@ type Host struct {
 	Findings func(context.Context, isolation.Host) ([]isolation.Finding, error)
 	// Measure looks at a live boundary; f is what its runtime promises here.
 	Measure func(ctx context.Context, c driver.Container, f isolation.Finding) (reconcile.Measurement, error)
+	// Dial connects to an instance of this node; nil: as any host does.
+	Dial health.Dial
 	// Run keeps the parts going; it returns when ctx ends. May be nil.
 	Run func(context.Context) error
 }
@@ -82,6 +86,7 @@ type Agent struct {
 	reporter *Reporter
 	session  *session.Session
 	loop     *reconcile.Loop
+	health   *health.Monitor
 	pool     *gossip.Pool
 	renewer  *renewer
 	bulk     *bulk
@@ -146,10 +151,17 @@ func (a *Agent) compose() error {
 		Dial: dialer(deps.Identity, deps.Dial), Node: &link{a}, Bulk: a.bulk, MoveAt: moveAt,
 		StatusChanged: a.statusChanged, ReportChanged: a.reportChanged, Hints: a.hints, TryNow: a.tryNow, Log: deps.Log,
 	})
+	dial := deps.Host.Dial
+	if dial == nil {
+		dial = func(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "tcp", to.String())
+		}
+	}
+	a.health = health.New(health.Deps{Exec: deps.Host.Driver.Exec, Dial: dial, Log: deps.Log})
 	a.loop = reconcile.NewLoop(reconcile.Deps{
 		Driver: deps.Host.Driver, Network: deps.Host.Network, Ledger: ledger{a.store, a.lease},
 		Assignments: a.assignments, Proof: a.reporter.Proof, ProofChanged: a.reporter.Watch(),
-		Connected: a.session.Connected, Now: a.now, Measure: a.measure,
+		Connected: a.session.Connected, Now: a.now, Health: a.health, Measure: a.measure,
 		LogPath: a.bulk.logPath, LogGone: func(uid string) {
 			if err := logs.Remove(a.bulk.logPath(uid)); err != nil {
 				deps.Log.Warn("cannot remove a log", "uid", uid, "err", err)
@@ -258,6 +270,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	}
 	must("reporter", a.reporter.Run)
 	must("reconciler", a.loop.Run)
+	must("probes of instances", a.health.Run)
 	must("session", a.session.Run)
 	must("log keeper", logs.Keeper{Dir: a.bulk.logs, Log: a.deps.Log}.Run)
 	must("relay", a.relay)

@@ -100,7 +100,13 @@ func statusProto(f store.Facts) *redoubtv1.InstanceStatus {
 		Uid: f.UID, Fence: &redoubtv1.Fence{Index: f.Fence.Index, SiteEpoch: f.Fence.Epoch}, Sequence: f.Sequence,
 		Phase: wire(phases, f.Phase), Message: f.Message, Pid: int32(f.Pid), Runtime: f.Runtime,
 		Started: stamp(f.Started), Finished: stamp(f.Finished), ExitCode: int32(f.ExitCode), Restarts: f.Restarts,
-		Address: f.Address, ImageDigest: f.ImageDigest, Kernel: f.Kernel,
+		Address: f.Address, ImageDigest: f.ImageDigest, Kernel: f.Kernel, LastEnd: f.LastEnd,
+	}
+	switch f.Phase {
+	case store.Running:
+		s.NotReady = f.NotReady
+	case store.BackOff:
+		s.BackOff = durationpb.New(f.Delay)
 	}
 	if f.Measured != nil {
 		s.Measured = termsProto(terms(*f.Measured))

@@ -109,13 +109,17 @@ func TestRealHost(t *testing.T) {
 		}
 	}
 
-	sandboxed, plain := web("u1", "echo hello; sleep 1000"), web("u2", "exit 3")
+	sandboxed, plain := web("u1", "echo hello; touch /ok /alive; httpd -p 8080 -h /; while true; do sleep 1; done"), web("u2", "exit 3")
+	second, two := uint32(1), uint32(2)
+	sandboxed.Spec.Containers[0].ReadinessProbe = &redoubtv1.Probe{HttpGet: &redoubtv1.HTTPGetAction{Path: "/ok", Port: "8080"}, PeriodSeconds: &second, FailureThreshold: &two}
+	sandboxed.Spec.Containers[0].LivenessProbe = &redoubtv1.Probe{Exec: &redoubtv1.ExecAction{Command: []string{"cat", "/alive"}}, PeriodSeconds: &second, FailureThreshold: &two, TimeoutSeconds: new(uint32)}
+	*sandboxed.Spec.Containers[0].LivenessProbe.TimeoutSeconds = 20
 	plain.Instance, plain.Runtime, plain.Variant, plain.Floor = "batch-1", "runc", "", redoubtv1.IsolationClass_ISOLATION_CLASS_CONTAINER
 	plain.Spec.Kind, plain.Spec.RestartPolicy = "Job", "Never"
 	c.assign(func() { c.assigned = []*redoubtv1.Assignment{sandboxed, plain} })
 	eventually(t, "the service runs and is measured", func() bool {
 		s := c.status("u1")
-		return s.GetPhase() == redoubtv1.InstancePhase_INSTANCE_PHASE_RUNNING && s.GetMeasured().GetSurface().GetMeasured()
+		return s.GetPhase() == redoubtv1.InstancePhase_INSTANCE_PHASE_RUNNING && s.GetMeasured().GetSurface().GetMeasured() && s.GetNotReady() == ""
 	})
 	eventually(t, "the job has failed with its code", func() bool {
 		s := c.status("u2")
@@ -155,6 +159,23 @@ func TestRealHost(t *testing.T) {
 	if n := c.status("u1"); n.GetAddress() != s.GetAddress() {
 		t.Errorf("its address moved from %s to %s", s.GetAddress(), n.GetAddress())
 	}
+
+	// Its probes reach it from the host, and inside.
+	inside := func(script string) {
+		t.Helper()
+		if code, err := h.driver.Exec(t.Context(), reconcile.ContainerID("u1"), driver.ExecSpec{Command: []string{"sh", "-c", script}}, driver.Streams{}); err != nil || code != 0 {
+			t.Fatalf("%s: %d, %v", script, code, err)
+		}
+	}
+	eventually(t, "it is ready again", func() bool { return c.status("u1").GetNotReady() == "" })
+	inside("rm /ok")
+	eventually(t, "it is not ready", func() bool { return c.status("u1").GetNotReady() == "readiness: GET :8080/ok: 404, 2 times" })
+	inside("rm /alive")
+	eventually(t, "it is restarted for its liveness, and ready", func() bool {
+		n := c.status("u1")
+		return n.GetRestarts() == 2 && n.GetPhase() == redoubtv1.InstancePhase_INSTANCE_PHASE_RUNNING && n.GetNotReady() == "" &&
+			strings.HasPrefix(n.GetLastEnd(), "liveness: exec cat /alive: exit code 1: cat: ")
+	})
 
 	c.assign(func() { c.assigned = nil })
 	eventually(t, "nothing is left of the instances", func() bool {

@@ -90,6 +90,9 @@ func readSpec(a *reconcile.Assignment, w *redoubtv1.Workload) error {
 		}
 		a.Ports = append(a.Ports, port)
 	}
+	if err := readProbes(&a.Probes, c); err != nil {
+		return err
+	}
 	if err := readLimits(&a.Container.Limits, c.GetResources()); err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/containerd/containerd/api/types/task"
@@ -137,23 +138,55 @@ func (d *Driver) settle(ctx context.Context, f *found) error {
 func (d *Driver) exitOf(f *found, code int, at time.Time) driver.Exit {
 	e := driver.Exit{Code: code, At: at}
 	group := d.sweep.group(string(f.id))
-	name, _ := f.runtime()
+	name, variant := f.runtime()
 	switch {
 	case code != 0 && d.sweep.cg.oomKills(group) > 0:
 		e.OOM = true
-		e.Reason = "memory limit reached"
-		if n, err := strconv.ParseInt(f.labels[labelMemory], 10, 64); err == nil && n > 0 {
-			e.Reason = fmt.Sprintf("memory limit of %d MiB reached", n/mebi)
+		limit, _ := strconv.ParseInt(f.labels[labelMemory], 10, 64)
+		var own int64
+		if r, err := d.cfg.runtimeOf(name, variant); err == nil {
+			own = r.Overhead
 		}
-		if name == "gvisor" {
-			e.Reason += "; that ends the whole sandbox, whichever process used the memory"
-		}
+		e.Reason = memoryReason(limit, own, name == "gvisor")
 	case code != 0 && name == "gvisor" && d.sweep.cg.pidsRefused(group) > 0:
-		e.Reason = "the host's bound on processes was reached; a sandbox does not survive that"
+		e.Reason = "the sandbox ended: the host's bound on its processes and threads was reached, which no sandbox survives; raise limits.pids"
 	case code > 128 && code <= 128+64:
-		e.Reason = "ended by signal " + signalName(code-128)
+		e.Reason = signalReason(code - 128)
 	}
 	return e
+}
+
+// memoryReason says what limit was reached and what is not counted in it.
+func memoryReason(limit, own int64, sandbox bool) string {
+	s := "memory limit reached"
+	if limit > 0 {
+		s = fmt.Sprintf("memory limit of %d MiB reached", limit/mebi)
+	}
+	if own > 0 {
+		s += fmt.Sprintf(", the sandbox's own %d MiB not counted", own/mebi)
+	}
+	if sandbox {
+		s += "; that ends the whole sandbox, whichever process used the memory"
+	}
+	return s
+}
+
+// signalReason names a signal, and what sends it where nobody meant to.
+func signalReason(n int) string {
+	s := "ended by signal " + signalName(n)
+	switch syscall.Signal(n) {
+	case syscall.SIGSEGV, syscall.SIGBUS:
+		s += ": it touched memory that it does not have"
+	case syscall.SIGABRT:
+		s += ": it gave up by itself"
+	case syscall.SIGILL:
+		s += ": this processor does not know an instruction of it"
+	case syscall.SIGFPE:
+		s += ": a division that cannot be done"
+	case syscall.SIGSYS:
+		s += ": it made a system call that its seccomp profile ends it for"
+	}
+	return s
 }
 
 // lives tells whether processes of f are there although containerd knows of

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"redoubt.dev/redoubt/agent/driver"
+	"redoubt.dev/redoubt/agent/health"
 	"redoubt.dev/redoubt/agent/store"
 	"redoubt.dev/redoubt/isolation"
 )
@@ -53,6 +54,7 @@ type Assignment struct {
 	Container driver.Spec
 	Ports     []Port
 	NoNetwork bool
+	Probes    health.Probes
 }
 
 // ContainerID is the container's id of the instance uid; the same for ever.

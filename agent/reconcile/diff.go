@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"redoubt.dev/redoubt/agent/driver"
+	"redoubt.dev/redoubt/agent/health"
 	"redoubt.dev/redoubt/agent/store"
 	"redoubt.dev/redoubt/isolation"
 )
@@ -40,6 +41,7 @@ type Observed struct {
 	Containers []driver.Container
 	Networks   map[string]string // uids that hold a namespace, with their address
 	Facts      []store.Facts
+	Health     map[string]health.Report // by uid, of what has probes
 	Now        store.Moment
 }
 
@@ -53,6 +55,8 @@ const (
 	Start
 	// Stop ends the container in good order; it stays known.
 	Stop
+	// Condemn writes Facts (with Condemned), then does as Stop does.
+	Condemn
 	// End writes Facts (with Ending), removes the container and its network,
 	// then writes the final phase.
 	End
@@ -62,7 +66,7 @@ const (
 	Forget
 )
 
-var kindNames = [...]string{"", "record", "start", "stop", "end", "remove", "forget"}
+var kindNames = [...]string{"", "record", "start", "stop", "condemn", "end", "remove", "forget"}
 
 func (k Kind) String() string { return kindNames[min(int(k), len(kindNames)-1)] }
 
@@ -71,8 +75,8 @@ type Action struct {
 	Kind  Kind
 	UID   string
 	Why   string
-	Grace time.Duration // of Stop
-	Facts store.Facts   // of Record, Start and End
+	Grace time.Duration // of Stop and Condemn
+	Facts store.Facts   // of Record, Start, Condemn and End
 	// Urgent: the instance must not live, so a start that is under way is cut
 	// short. That a container was seen to exit is never urgent: the start that
 	// made it is about to say so itself, and cutting it short would make it
@@ -201,11 +205,14 @@ func (p *plan) decide(uid string) (Action, bool) {
 			if c.Orphan {
 				return Action{Kind: Remove, Why: "the runtime lost it while it ran"}, true
 			}
+			if f.Phase == store.Assigned { // the ledger was lost, the container was not
+				f = unasked(f, a)
+			}
 			f = adopt(f, c, p.o.Now)
 			if addr := p.networks[uid]; addr != "" {
 				f.Address = addr
 			}
-			return p.record(f)
+			return p.judge(a, c, f)
 		case driver.StateUnknown:
 			if c.Orphan {
 				return Action{Kind: Remove, Why: "the runtime lost it"}, true
@@ -314,7 +321,26 @@ func (p *plan) start(a *Assignment, f store.Facts) (Action, bool) {
 	f.Phase, f.Message = store.Starting, ""
 	f.Pid, f.Address = 0, ""
 	f.Ran = p.o.Now
-	return Action{Kind: Start, Facts: f}, true
+	return Action{Kind: Start, Facts: unasked(f, a)}, true
+}
+
+// unasked is what is known of an attempt's health before its first probe.
+func unasked(f store.Facts, a *Assignment) store.Facts {
+	v := health.Waiting(a.Probes)
+	f.Up, f.NotReady, f.Condemned = v.Up, v.NotReady, ""
+	return f
+}
+
+// judge takes in what the probes of a running attempt have found.
+func (p *plan) judge(a *Assignment, c *driver.Container, f store.Facts) (Action, bool) {
+	if r, ok := p.o.Health[a.UID]; ok && r.Attempt == f.Attempt && f.Condemned == "" {
+		f.Up, f.NotReady, f.Condemned = r.Up, r.NotReady, r.Dead
+	}
+	if f.Condemned == "" || c.State != driver.StateRunning {
+		return p.record(f)
+	}
+	f.NotReady = f.Condemned
+	return Action{Kind: Condemn, Why: f.Condemned, Grace: a.Grace, Facts: f}, true
 }
 
 // admits says why a may not start, "" if it may; wait if time alone can help.

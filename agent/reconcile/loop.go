@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"redoubt.dev/redoubt/agent/driver"
+	"redoubt.dev/redoubt/agent/health"
 	"redoubt.dev/redoubt/agent/store"
 )
 
@@ -49,14 +50,21 @@ type Network interface {
 	Sweep(ctx context.Context, keep func(uid string) bool) error
 }
 
+// Health puts the probes of running instances; agent/health has it.
+type Health interface {
+	Set([]health.Target)
+	Reports() map[string]health.Report
+	Changed() <-chan struct{}
+}
+
 // Measurement is what was read off a live boundary process.
 type Measurement struct {
 	Terms  store.Measured
 	Kernel string
 }
 
-// Deps are the parts that a Loop drives. All but Measure and the two lists are
-// required.
+// Deps are the parts that a Loop drives. All but Health, Measure and the two
+// lists are required; without Health no probe is put.
 type Deps struct {
 	Driver      driver.Driver
 	Network     Network
@@ -67,6 +75,7 @@ type Deps struct {
 	ProofChanged <-chan struct{}
 	Connected    func() bool
 	Now          func() store.Moment
+	Health       Health
 	Measure      func(ctx context.Context, c driver.Container) (Measurement, error)
 	LogPath      func(uid string) string
 	// LogGone is called when nothing is left of an instance.
@@ -154,6 +163,10 @@ func NewLoop(d Deps, limits Limits) *Loop {
 func (l *Loop) Run(ctx context.Context) error {
 	changed, stop := l.d.Ledger.Watch()
 	defer stop()
+	var unhealthy <-chan struct{}
+	if l.d.Health != nil {
+		unhealthy = l.d.Health.Changed()
+	}
 	var workers sync.WaitGroup
 	defer workers.Wait()
 	ctx, cancel := context.WithCancel(ctx)
@@ -181,6 +194,7 @@ func (l *Loop) Run(ctx context.Context) error {
 		case <-changed:
 		case <-l.d.Driver.Changed():
 		case <-l.d.ProofChanged:
+		case <-unhealthy:
 		case <-timer.C:
 		}
 		timer.Stop()
@@ -236,6 +250,10 @@ func (l *Loop) step(ctx context.Context, workers *sync.WaitGroup) (time.Duration
 			return 0, err
 		}
 		l.cleared = true
+	}
+	if l.d.Health != nil {
+		l.d.Health.Set(Targets(desired, observed))
+		observed.Health = l.d.Health.Reports()
 	}
 	wait := l.limits.Poll
 	for _, a := range Diff(desired, observed) {

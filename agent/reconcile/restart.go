@@ -3,6 +3,7 @@ package reconcile
 import (
 	"fmt"
 	"hash/fnv"
+	"strings"
 	"time"
 
 	"redoubt.dev/redoubt/agent/driver"
@@ -23,15 +24,19 @@ const (
 func After(a *Assignment, f store.Facts, exit driver.Exit, now store.Moment) store.Facts {
 	rebooted := exit.Lost && f.Ran.Boot != now.Boot
 	f = exited(f, exit)
+	condemned := f.Condemned != "" && !rebooted
 	switch {
+	case condemned:
+		f.Message = f.Condemned
 	case rebooted:
 		f.Message = "the node was restarted"
 	case f.Message == "" && f.ExitCode == 0:
 		f.Message = "ended"
 	case f.Message == "":
-		f.Message = fmt.Sprintf("exited with code %d", f.ExitCode)
+		f.Message = fmt.Sprintf("exited with code %d%s", f.ExitCode, meaning(f.ExitCode))
 	}
-	good := exit.Code == 0 && !exit.Lost && !exit.OOM
+	f.LastEnd, f.Condemned, f.NotReady = clip(f.Message), "", ""
+	good := exit.Code == 0 && !exit.Lost && !exit.OOM && !condemned
 	if !good && !rebooted {
 		f.Failures++
 	}
@@ -64,8 +69,29 @@ func After(a *Assignment, f store.Facts, exit driver.Exit, now store.Moment) sto
 // does not count against a job's limit: what failed is not the workload.
 func failedStart(f store.Facts, why string, now store.Moment) store.Facts {
 	f.Phase, f.Message = store.BackOff, why
+	f.LastEnd, f.NotReady = clip(why), ""
 	f.Pid, f.Address = 0, ""
 	return backOff(f, now)
+}
+
+// clip keeps what is told beside a message short.
+func clip(s string) string {
+	const most = 300
+	if len(s) > most {
+		return strings.ToValidUTF8(s[:most], "") + "…"
+	}
+	return s
+}
+
+// meaning says what shells mean by a code of their own.
+func meaning(code int) string {
+	switch code {
+	case 126:
+		return ": so a shell says that a command cannot be executed"
+	case 127:
+		return ": so a shell says that a command was not found"
+	}
+	return ""
 }
 
 func backOff(f store.Facts, now store.Moment) store.Facts {
@@ -88,7 +114,7 @@ func exited(f store.Facts, exit driver.Exit) store.Facts {
 	switch {
 	case f.Message != "":
 	case exit.OOM:
-		f.Message = "killed: it used more than its memory limit"
+		f.Message = "memory limit reached"
 	case exit.Lost:
 		f.Message = "it ended while nobody watched; its exit code is not known"
 	}

@@ -19,19 +19,15 @@ func (l *Loop) do(ctx context.Context, a Action, as *Assignment) error {
 		return l.record(a.Facts)
 	case Start:
 		return l.start(ctx, a, as)
-	case Stop:
-		l.d.Log.Info("stopping", "instance", l.held(a.UID).Instance, "uid", a.UID, "why", a.Why)
-		ctx, cancel := context.WithTimeout(ctx, a.Grace+l.limits.Delete)
-		defer cancel()
-		err := l.d.Driver.Stop(ctx, ContainerID(a.UID), a.Grace)
-		if errors.Is(err, driver.ErrNotFound) || errors.Is(err, driver.ErrNotRunning) {
-			return nil
-		}
-		if err == nil || ctx.Err() == nil {
+	case Condemn:
+		if err := l.record(a.Facts); err != nil {
 			return err
 		}
-		// It would not stop in time; what is left of it is ended by every means.
-		return errors.Join(err, l.remove(context.WithoutCancel(ctx), a.UID))
+		l.d.Log.Info("restarting", "instance", a.Facts.Instance, "uid", a.UID, "why", a.Why)
+		return l.stop(ctx, a)
+	case Stop:
+		l.d.Log.Info("stopping", "instance", l.held(a.UID).Instance, "uid", a.UID, "why", a.Why)
+		return l.stop(ctx, a)
 	case End:
 		return l.end(ctx, a)
 	case Remove:
@@ -44,6 +40,20 @@ func (l *Loop) do(ctx context.Context, a Action, as *Assignment) error {
 		return l.d.Ledger.DropFacts(a.UID)
 	}
 	return fmt.Errorf("action %d of %s is not known", a.Kind, a.UID)
+}
+
+func (l *Loop) stop(ctx context.Context, a Action) error {
+	ctx, cancel := context.WithTimeout(ctx, a.Grace+l.limits.Delete)
+	defer cancel()
+	err := l.d.Driver.Stop(ctx, ContainerID(a.UID), a.Grace)
+	if errors.Is(err, driver.ErrNotFound) || errors.Is(err, driver.ErrNotRunning) {
+		return nil
+	}
+	if err == nil || ctx.Err() == nil {
+		return err
+	}
+	// It would not stop in time; what is left of it is ended by every means.
+	return errors.Join(err, l.remove(context.WithoutCancel(ctx), a.UID))
 }
 
 func (l *Loop) record(f store.Facts) error {

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"redoubt.dev/redoubt/agent/driver"
+	"redoubt.dev/redoubt/agent/health"
 	"redoubt.dev/redoubt/agent/store"
 	"redoubt.dev/redoubt/isolation"
 )
@@ -54,6 +55,10 @@ type world struct {
 	// late holds Start back after the container runs; where it is cut short
 	// there, the container is taken away, as a failed start is.
 	late func(ctx context.Context) error
+	// sick is the verdict of an instance's probes on the attempt that runs.
+	sick    map[string]health.Verdict
+	unwell  chan struct{}
+	watched []health.Target
 }
 
 func newWorld(t testing.TB) *world {
@@ -66,6 +71,7 @@ func newWorld(t testing.TB) *world {
 			{Runtime: "runc", Class: isolation.ClassContainer, State: isolation.StateVerified},
 		},
 		changed: make(chan struct{}, 1), ledger: make(chan struct{}, 1), died: make(chan struct{}),
+		sick: map[string]health.Verdict{}, unwell: make(chan struct{}, 1),
 	}
 }
 
@@ -263,6 +269,29 @@ func (w *world) Sweep(ctx context.Context, keep func(string) bool) error {
 	})
 }
 
+// worldHealth are probes whose answers the test gives.
+type worldHealth struct{ *world }
+
+func (h worldHealth) Set(targets []health.Target) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.watched = targets
+}
+
+func (h worldHealth) Reports() map[string]health.Report {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	out := map[string]health.Report{}
+	for _, t := range h.watched {
+		if v, ok := h.sick[t.UID]; ok {
+			out[t.UID] = health.Report{Attempt: t.Attempt, Verdict: v}
+		}
+	}
+	return out
+}
+
+func (h worldHealth) Changed() <-chan struct{} { return h.unwell }
+
 // agent runs a loop on the world until stop or its crash.
 func (w *world) agent() (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
@@ -287,7 +316,8 @@ func (w *world) agent() (stop func()) {
 			defer w.mu.Unlock()
 			return !w.offline
 		},
-		Now: w.now, LogPath: func(uid string) string { return "/log/" + uid },
+		Health: worldHealth{w},
+		Now:    w.now, LogPath: func(uid string) string { return "/log/" + uid },
 		Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	}, Limits{})
 	done := make(chan struct{})

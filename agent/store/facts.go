@@ -72,6 +72,14 @@ type Facts struct {
 	// Delay is the last back-off; NotBefore when the next start may be.
 	Delay     time.Duration `json:"delay,omitempty"`
 	NotBefore Moment        `json:"not_before,omitzero"`
+	// LastEnd says why the attempt before ended, or did not come to run.
+	LastEnd string `json:"last_end,omitempty"`
+	// Up: the running attempt's startup probe has succeeded. NotReady says why
+	// it is not ready; empty: it is. Condemned says why it must be restarted,
+	// and is on disk before it is.
+	Up        bool   `json:"up,omitempty"`
+	NotReady  string `json:"not_ready,omitempty"`
+	Condemned string `json:"condemned,omitempty"`
 	// Ran is when the running attempt began, by the boot clock.
 	Ran Moment `json:"ran,omitzero"`
 

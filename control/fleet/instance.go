@@ -116,7 +116,16 @@ type Status struct {
 	Measured *isolation.Terms
 	// Kernel that a process inside sees; empty: unmeasured.
 	Kernel string
+	// NotReady says why a running instance is not ready; empty: it is.
+	NotReady string
+	// BackOff, in InstanceBackoff, is the pause before the next start.
+	BackOff time.Duration
+	// LastEnd says why the attempt before ended.
+	LastEnd string
 }
+
+// Ready tells whether it runs and its probes say that it can be used.
+func (s *Status) Ready() bool { return s.Phase == InstanceRunning && s.NotReady == "" }
 
 // Instance is an assignment with its latest status.
 type Instance struct {

@@ -140,6 +140,8 @@ type Container struct {
 	Resources  Resources
 	Security   Security
 	Mounts     []VolumeMount
+	// Liveness, Readiness and Startup ask how it is; nil: nobody asks.
+	Liveness, Readiness, Startup *Probe
 }
 
 // EnvVar is one environment variable.
@@ -266,6 +268,7 @@ func (w Workload) Clone() Workload {
 		c := &w.Containers[i]
 		c.Command, c.Args = slices.Clone(c.Command), slices.Clone(c.Args)
 		c.Env, c.Ports, c.Mounts = slices.Clone(c.Env), slices.Clone(c.Ports), slices.Clone(c.Mounts)
+		c.Liveness, c.Readiness, c.Startup = c.Liveness.clone(), c.Readiness.clone(), c.Startup.clone()
 		c.Security.RunAsUser = clonePtr(c.Security.RunAsUser)
 		c.Security.RunAsGroup = clonePtr(c.Security.RunAsGroup)
 		c.Security.AddCapabilities = slices.Clone(c.Security.AddCapabilities)

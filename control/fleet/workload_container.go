@@ -35,13 +35,14 @@ func (r *reader) container(at string, p *redoubtv1.Container, w Workload) Contai
 	for _, e := range c.Env {
 		text += len(e.Name) + len(e.Value)
 	}
+	c.Ports = r.ports(at+".ports", p.GetPorts(), w.Network)
+	text += r.probes(at, p, &c, w)
 	if text > MaxSpecText {
-		r.fail(at, "command, args and env have %d KiB together, the limit is %d; put large data into a volume or the image", text>>10, MaxSpecText>>10)
+		r.fail(at, "command, args, env and probes have %d KiB together, the limit is %d; put large data into a volume or the image", text>>10, MaxSpecText>>10)
 	}
 	if c.WorkingDir != "" {
 		r.path(at+".workingDir", c.WorkingDir)
 	}
-	c.Ports = r.ports(at+".ports", p.GetPorts(), w.Network)
 	c.Resources = r.resources(at+".resources", p.GetResources())
 	c.Security = r.security(at+".securityContext", p.GetSecurityContext())
 	c.Mounts = r.mounts(at+".volumeMounts", p.GetVolumeMounts(), w.Volumes)

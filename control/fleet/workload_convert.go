@@ -106,6 +106,7 @@ func containerProto(c Container) *redoubtv1.Container {
 		}
 		p.Ports = append(p.Ports, q)
 	}
+	p.LivenessProbe, p.ReadinessProbe, p.StartupProbe = c.Liveness.proto(), c.Readiness.proto(), c.Startup.proto()
 	for _, m := range c.Mounts {
 		p.VolumeMounts = append(p.VolumeMounts, &redoubtv1.VolumeMount{Name: m.Name, MountPath: m.Path, ReadOnly: m.ReadOnly})
 	}

@@ -17,6 +17,7 @@ var (
 	PullWords          = []string{"IfNotPresent", "Always", "Never"}
 	NetworkWords       = []string{"bridge", "none"}
 	ProtocolWords      = []string{"TCP", "UDP"}
+	SchemeWords        = []string{"HTTP", "HTTPS"}
 	MediumWords        = []string{"Memory"}
 	LimitWords         = []string{"cpu", "memory", "pids"}
 	RequestWords       = []string{"cpu", "memory"}

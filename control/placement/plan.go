@@ -181,7 +181,7 @@ func (t *turn) runService(g group) {
 	t.groups = append(t.groups, g)
 }
 
-// stopSurplus prefers copies that do not run, then outdated ones, then the
+// stopSurplus prefers copies that are not ready, then outdated ones, then the
 // youngest.
 func (t *turn) stopSurplus(g group, why string) {
 	list := t.wanted(g.site)
@@ -191,7 +191,7 @@ func (t *turn) stopSurplus(g group, why string) {
 	}
 	slices.SortStableFunc(list, func(a, b *fleet.Instance) int {
 		return cmp.Or(
-			order(a.Status.Phase != fleet.InstanceRunning, b.Status.Phase != fleet.InstanceRunning),
+			order(!a.Status.Ready(), !b.Status.Ready()),
 			order(t.outdated(a) != "", t.outdated(b) != ""),
 			cmp.Compare(ordinalOf(b), ordinalOf(a)),
 		)
@@ -230,26 +230,26 @@ func (t *turn) outdated(i *fleet.Instance) string {
 }
 
 // roll replaces outdated copies by stopping one and starting one: a copy that
-// runs is stopped while no more than MaxUnavailable are down, one that does
-// not run at any time; both only where the new one then has a place. A copy on
+// is ready is stopped while no more than MaxUnavailable are not, one that is
+// not at any time; both only where the new one then has a place. A copy on
 // a node that cannot be reached waits for its node.
 func (t *turn) roll(g group) {
-	var running int
+	var ready int
 	var old []*fleet.Instance
 	for _, i := range t.wanted(g.site) {
-		if i.Status.Phase == fleet.InstanceRunning {
-			running++
+		if i.Status.Ready() {
+			ready++
 		}
 		if a := t.byID[i.Node]; t.outdated(i) != "" && a != nil && a.State == fleet.NodeReady {
 			old = append(old, i)
 		}
 	}
 	slices.SortStableFunc(old, func(a, b *fleet.Instance) int {
-		return order(a.Status.Phase != fleet.InstanceRunning, b.Status.Phase != fleet.InstanceRunning)
+		return order(!a.Status.Ready(), !b.Status.Ready())
 	})
-	spare := t.policy.maxUnavailable() - (g.desired - running)
+	spare := t.policy.maxUnavailable() - (g.desired - ready)
 	for _, i := range old {
-		up := i.Status.Phase == fleet.InstanceRunning
+		up := i.Status.Ready()
 		if up && spare <= 0 {
 			return
 		}

@@ -203,18 +203,22 @@ func (s *fleetAPI) describeWorkload(p *planned, w *fleet.StoredWorkload) *redoub
 	st := &redoubtv1.WorkloadStatus{}
 	instances := p.view.InstancesOfWorkload(nil, w.Spec.Namespace, w.Spec.Name)
 	slices.SortFunc(instances, func(a, b *fleet.Instance) int { return cmp.Compare(a.Fence.Index, b.Fence.Index) })
-	starting := uint32(0)
+	starting, ready := uint32(0), uint32(0)
 	for _, i := range instances {
 		switch i.Status.Phase {
 		case fleet.InstanceRunning:
 			if !i.Stop {
 				st.Running++
+				if i.Status.Ready() {
+					ready++
+				}
 			}
 		case fleet.InstanceAssigned, fleet.InstanceStarting, fleet.InstanceBackoff:
 			starting++
 		}
 		st.Instances = append(st.Instances, s.describeInstance(p.view, i))
 	}
+	st.Ready = &ready
 	st.Succeeded, st.Failed = w.Completions, w.Failures
 	e := p.why[w.Spec.Key()]
 	st.Pending = uint32(e.Pending)
@@ -235,11 +239,11 @@ func phaseOf(w *fleet.StoredWorkload, st *redoubtv1.WorkloadStatus, starting uin
 		return redoubtv1.WorkloadPhase_WORKLOAD_PHASE_COMPLETED
 	case job != nil && int(w.Failures) > w.Spec.FailuresBorne():
 		return redoubtv1.WorkloadPhase_WORKLOAD_PHASE_FAILED
-	case st.Running > 0 && st.Running >= st.Desired:
+	case st.GetReady() > 0 && st.GetReady() >= st.Desired:
 		return redoubtv1.WorkloadPhase_WORKLOAD_PHASE_RUNNING
-	case st.Running > 0:
+	case st.GetReady() > 0:
 		return redoubtv1.WorkloadPhase_WORKLOAD_PHASE_PARTIAL
-	case starting > 0:
+	case starting > 0 || st.Running > 0:
 		return redoubtv1.WorkloadPhase_WORKLOAD_PHASE_STARTING
 	}
 	return redoubtv1.WorkloadPhase_WORKLOAD_PHASE_PENDING
@@ -248,7 +252,7 @@ func phaseOf(w *fleet.StoredWorkload, st *redoubtv1.WorkloadStatus, starting uin
 func (s *Server) describeInstance(view *state.View, i *fleet.Instance) *redoubtv1.Instance {
 	out := &redoubtv1.Instance{
 		Assignment: state.AssignmentToProto(&i.Assignment), Status: state.StatusToProto(&i.Status),
-		Created: timestamp(i.Created),
+		Created: timestamp(i.Created), Ready: i.Status.Ready(),
 	}
 	out.Assignment.Spec = nil // the workload has it
 	if n, ok := view.Node(nil, i.Node); ok {

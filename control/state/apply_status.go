@@ -30,7 +30,7 @@ func (a *apply) putStatus(op *redoubtv1.PutStatus) (outcome, error) {
 		if s.Phase == fleet.InstanceUnknown || s.Phase == fleet.InstanceLost {
 			return outcome{}, refuse(codes.InvalidArgument, "node %s: status of %s: phase %s is not an agent's to say", id, s.UID, s.Phase)
 		}
-		if err := texts("message", s.Message, "address", s.Address, "image digest", s.ImageDigest, "kernel", s.Kernel, "runtime", string(s.Runtime)); err != nil {
+		if err := texts("message", s.Message, "address", s.Address, "image digest", s.ImageDigest, "kernel", s.Kernel, "runtime", string(s.Runtime), "reason", s.NotReady, "last end", s.LastEnd); err != nil {
 			return outcome{}, refuse(codes.InvalidArgument, "node %s: status of %s: %v", id, s.UID, err)
 		}
 		if i, ok := a.Instance(nil, s.UID); ok {

@@ -29,6 +29,13 @@ func timeFromProto(p *timestamppb.Timestamp) time.Time {
 	return p.AsTime()
 }
 
+func durationToProto(d time.Duration) *durationpb.Duration {
+	if d == 0 {
+		return nil
+	}
+	return durationpb.New(d)
+}
+
 func number[T ~uint8](what string, n int32, last T) (T, error) {
 	if n < 0 || n > int32(last) {
 		return 0, fmt.Errorf("%s %d is not known to this version", what, n)

@@ -72,6 +72,7 @@ func StatusToProto(s *fleet.Status) *redoubtv1.InstanceStatus {
 		Message: s.Message, Pid: s.PID, Runtime: string(s.Runtime), Started: timeToProto(s.Started), Finished: timeToProto(s.Finished),
 		ExitCode: s.ExitCode, Restarts: s.Restarts, Address: s.Address, ImageDigest: s.ImageDigest,
 		Measured: TermsToProto(s.Measured), Kernel: s.Kernel,
+		NotReady: s.NotReady, BackOff: durationToProto(s.BackOff), LastEnd: s.LastEnd,
 	}
 }
 
@@ -87,6 +88,7 @@ func StatusFromProto(p *redoubtv1.InstanceStatus) (*fleet.Status, error) {
 		Started: timeFromProto(p.GetStarted()), Finished: timeFromProto(p.GetFinished()),
 		ExitCode: p.GetExitCode(), Restarts: p.GetRestarts(), Address: p.GetAddress(), ImageDigest: p.GetImageDigest(),
 		Measured: TermsFromProto(p.GetMeasured()), Kernel: p.GetKernel(),
+		NotReady: p.GetNotReady(), BackOff: p.GetBackOff().AsDuration(), LastEnd: p.GetLastEnd(),
 	}, nil
 }
 

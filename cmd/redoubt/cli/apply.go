@@ -24,7 +24,7 @@ func (a *app) applyCommand() *cobra.Command {
 	a.client(c)
 	a.namespaced(c)
 	a.formatted(c)
-	wait := waitFlags(c, "services run and jobs have completed")
+	wait := waitFlags(c, "services are ready and jobs have completed")
 	revision := c.Flags().Uint64("if-revision", 0, "change it only if its revision is this `N`; 0: only if it does not exist")
 	c.RunE = func(c *cobra.Command, files []string) error {
 		out, err := a.output()
@@ -132,7 +132,7 @@ func (a *app) read(files []string) ([]*redoubtv1.Workload, error) {
 // commandID makes repeating a call harmless.
 func commandID() string { return rand.Text() }
 
-// await waits until a service runs as it should, or a job has completed.
+// await waits until a service is ready as it should be, or a job has completed.
 func (a *app) await(ctx context.Context, f *connection, wait *waiting, namespace, name string) error {
 	var (
 		last, why string
@@ -175,7 +175,11 @@ func (a *app) await(ctx context.Context, f *connection, wait *waiting, namespace
 func laggard(st *redoubtv1.WorkloadStatus) *redoubtv1.Instance {
 	for _, i := range st.GetInstances() {
 		switch i.GetStatus().GetPhase() {
-		case redoubtv1.InstancePhase_INSTANCE_PHASE_RUNNING, redoubtv1.InstancePhase_INSTANCE_PHASE_SUCCEEDED, redoubtv1.InstancePhase_INSTANCE_PHASE_STOPPED:
+		case redoubtv1.InstancePhase_INSTANCE_PHASE_SUCCEEDED, redoubtv1.InstancePhase_INSTANCE_PHASE_STOPPED:
+		case redoubtv1.InstancePhase_INSTANCE_PHASE_RUNNING:
+			if i.GetStatus().GetNotReady() != "" {
+				return i
+			}
 		default:
 			return i
 		}
@@ -186,20 +190,20 @@ func laggard(st *redoubtv1.WorkloadStatus) *redoubtv1.Instance {
 // standing is an instance's phase with what the agent says of it.
 func standing(i *redoubtv1.Instance) string {
 	s := i.GetAssignment().GetInstance() + " is " + phaseOf(i)
-	if m := i.GetStatus().GetMessage(); m != "" {
+	if m := endNote(i); m != "" {
 		s += ": " + m
 	}
 	return s
 }
 
-// settled tells whether all that should run runs, and placement wants no more.
+// settled tells whether all that should be ready is, and placement wants no more.
 func settled(st *redoubtv1.WorkloadStatus, e *redoubtv1.Explanation) bool {
 	for _, p := range e.GetPlaced() {
 		if p.GetAction() != "keep" {
 			return false
 		}
 	}
-	return st.GetRunning() >= st.GetDesired() && st.GetPending() == 0 && e.GetPending() == 0
+	return readyCount(st) >= st.GetDesired() && st.GetPending() == 0 && e.GetPending() == 0
 }
 
 // progress is one line on how far a workload is.
@@ -207,7 +211,7 @@ func progress(w *redoubtv1.StoredWorkload) string {
 	st := w.GetStatus()
 	name := named(w.GetSpec().GetNamespace(), w.GetSpec().GetName())
 	s := fmt.Sprintf("%s: %s, %s", name, orDash(workloadPhase(st.GetPhase())), ready(w))
-	if i := laggard(st); i != nil && i.GetStatus().GetMessage() != "" {
+	if i := laggard(st); i != nil && endNote(i) != "" {
 		s += "; " + standing(i)
 	}
 	if st.GetPending() > 0 && st.GetWhy() != "" {
@@ -226,5 +230,5 @@ func ready(w *redoubtv1.StoredWorkload) string {
 		}
 		return fmt.Sprintf("%d of %d done", st.GetSucceeded(), want)
 	}
-	return fmt.Sprintf("%d of %d", st.GetRunning(), st.GetDesired())
+	return fmt.Sprintf("%d of %d", readyCount(st), st.GetDesired())
 }

@@ -67,7 +67,15 @@ func readyShort(w *redoubtv1.StoredWorkload) string {
 		}
 		return fmt.Sprintf("%d/%d", st.GetSucceeded(), want)
 	}
-	return fmt.Sprintf("%d/%d", st.GetRunning(), st.GetDesired())
+	return fmt.Sprintf("%d/%d", readyCount(st), st.GetDesired())
+}
+
+// readyCount is how many are ready; where the server knows no probes, how many run.
+func readyCount(st *redoubtv1.WorkloadStatus) uint32 {
+	if st.Ready == nil {
+		return st.GetRunning()
+	}
+	return st.GetReady()
 }
 
 // isolationOf sums up on what instances run, and where.

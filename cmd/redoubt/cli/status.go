@@ -108,6 +108,12 @@ func notes(instances []*redoubtv1.Instance, width int) string {
 func endNote(i *redoubtv1.Instance) string {
 	st := i.GetStatus()
 	msg := st.GetMessage()
+	switch st.GetPhase() {
+	case redoubtv1.InstancePhase_INSTANCE_PHASE_BACKOFF:
+		msg = backOffNote(st)
+	case redoubtv1.InstancePhase_INSTANCE_PHASE_RUNNING:
+		msg = runningNote(st)
+	}
 	if st.GetPhase() == redoubtv1.InstancePhase_INSTANCE_PHASE_FAILED && st.GetExitCode() != 0 && !strings.Contains(msg, fmt.Sprint(st.GetExitCode())) {
 		msg = strings.TrimSuffix(fmt.Sprintf("exit code %d: %s", st.GetExitCode(), msg), ": ")
 	}
@@ -115,6 +121,32 @@ func endNote(i *redoubtv1.Instance) string {
 		msg = "its node is not heard; this is the last that was known"
 	}
 	return msg
+}
+
+// backOffNote says how long it pauses, since when, and what for.
+func backOffNote(st *redoubtv1.InstanceStatus) string {
+	if st.GetBackOff() == nil { // an agent that does not say
+		return st.GetMessage()
+	}
+	s := "back-off " + age(st.GetBackOff().AsDuration())
+	if st.GetRestarts() > 0 {
+		s += fmt.Sprintf(", restart %d", st.GetRestarts())
+	}
+	if st.GetFinished() != nil {
+		s += ", for " + since(st.GetFinished())
+	}
+	return s + ", last: " + orDash(st.GetMessage())
+}
+
+// runningNote says why it is not ready, or what became of it before.
+func runningNote(st *redoubtv1.InstanceStatus) string {
+	switch {
+	case st.GetNotReady() != "":
+		return "not ready; " + st.GetNotReady()
+	case st.GetMessage() == "" && st.GetRestarts() > 0 && st.GetLastEnd() != "":
+		return plural(int(st.GetRestarts()), "restart", "restarts") + ", last: " + st.GetLastEnd()
+	}
+	return st.GetMessage()
 }
 
 func insideNote(i *redoubtv1.Instance) string {

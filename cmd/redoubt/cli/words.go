@@ -39,7 +39,7 @@ func orDash(s string) string {
 
 var colours = map[string]string{
 	"running": green, "ready": green, "verified": green, "completed": green, "succeeded": green, "usable": green,
-	"pending": yellow, "starting": yellow, "partial": yellow, "stopping": yellow, "assigned": yellow, "backoff": yellow,
+	"pending": yellow, "starting": yellow, "partial": yellow, "stopping": yellow, "assigned": yellow, "backoff": yellow, "unready": yellow,
 	"suspect": yellow, "silent": yellow, "disconnected": yellow, "enrolled": yellow, "stale": yellow, "paravirtual": yellow,
 	"failed": red, "lost": red, "rejected": red, "unreachable": red, "unusable": red,
 }
@@ -63,6 +63,9 @@ func phaseOf(i *redoubtv1.Instance) string {
 	p := orDash(instancePhase(i.GetStatus().GetPhase()))
 	if i.GetStatus() == nil || i.GetStatus().GetPhase() == redoubtv1.InstancePhase_INSTANCE_PHASE_UNSPECIFIED {
 		p = "assigned"
+	}
+	if p == "running" && i.GetStatus().GetNotReady() != "" {
+		p = "unready"
 	}
 	if i.GetAssignment().GetStop() && !ended(i) {
 		p = "stopping"

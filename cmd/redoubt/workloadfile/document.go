@@ -190,6 +190,10 @@ func (d *document) unknown(path string, k *yaml.Node, m protoreflect.Message) {
 	switch near := fleet.Nearest(k.Value, fieldNames(m)); {
 	case near != "":
 		hint = fmt.Sprintf(". Did you mean %q?", near)
+	case strings.HasSuffix(path, ".httpGet") && k.Value == "headers":
+		hint = `. Did you mean "httpHeaders"?`
+	case strings.HasSuffix(path, ".httpGet") && k.Value == "host":
+		hint = ": a probe asks its own container and nobody else; remove it"
 	case path == "" && slices.Contains([]string{"apiVersion", "metadata", "spec"}, k.Value):
 		hint = ": name, containers and the rest stand at the top, without apiVersion, metadata and spec"
 	default:
@@ -268,7 +272,7 @@ func (d *document) field(path string, n *yaml.Node, f protoreflect.FieldDescript
 
 // measured are texts that may be written as a bare number: whether a unit is
 // lacking is for the rules to say.
-var measured = map[string]bool{"sizeLimit": true, "lostAfter": true, "stopAfter": true}
+var measured = map[string]bool{"port": true, "sizeLimit": true, "lostAfter": true, "stopAfter": true}
 
 func (d *document) scalar(path string, n *yaml.Node, f protoreflect.FieldDescriptor, m protoreflect.Message) {
 	switch f.Kind() {

@@ -498,7 +498,13 @@ type InstanceStatus struct {
 	// terms measured on the live boundary process.
 	Measured *Terms `protobuf:"bytes,14,opt,name=measured,proto3" json:"measured,omitempty"`
 	// kernel that a process inside sees, host_kernel beside it; empty if unmeasured.
-	Kernel        string `protobuf:"bytes,15,opt,name=kernel,proto3" json:"kernel,omitempty"`
+	Kernel string `protobuf:"bytes,15,opt,name=kernel,proto3" json:"kernel,omitempty"`
+	// not_ready says why a running instance is not ready; empty: it is.
+	NotReady string `protobuf:"bytes,16,opt,name=not_ready,json=notReady,proto3" json:"not_ready,omitempty"`
+	// back_off, in phase BACKOFF, is the pause before the next start.
+	BackOff *durationpb.Duration `protobuf:"bytes,17,opt,name=back_off,json=backOff,proto3" json:"back_off,omitempty"`
+	// last_end says why the attempt before this one ended, if there was one.
+	LastEnd       string `protobuf:"bytes,18,opt,name=last_end,json=lastEnd,proto3" json:"last_end,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -634,6 +640,27 @@ func (x *InstanceStatus) GetMeasured() *Terms {
 func (x *InstanceStatus) GetKernel() string {
 	if x != nil {
 		return x.Kernel
+	}
+	return ""
+}
+
+func (x *InstanceStatus) GetNotReady() string {
+	if x != nil {
+		return x.NotReady
+	}
+	return ""
+}
+
+func (x *InstanceStatus) GetBackOff() *durationpb.Duration {
+	if x != nil {
+		return x.BackOff
+	}
+	return nil
+}
+
+func (x *InstanceStatus) GetLastEnd() string {
+	if x != nil {
+		return x.LastEnd
 	}
 	return ""
 }
@@ -929,8 +956,10 @@ type Instance struct {
 	Assignment *Assignment            `protobuf:"bytes,1,opt,name=assignment,proto3" json:"assignment,omitempty"`
 	Status     *InstanceStatus        `protobuf:"bytes,2,opt,name=status,proto3" json:"status,omitempty"`
 	// node_state tells whether the status can be current.
-	NodeState     NodeState              `protobuf:"varint,3,opt,name=node_state,json=nodeState,proto3,enum=redoubt.v1.NodeState" json:"node_state,omitempty"`
-	Created       *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=created,proto3" json:"created,omitempty"`
+	NodeState NodeState              `protobuf:"varint,3,opt,name=node_state,json=nodeState,proto3,enum=redoubt.v1.NodeState" json:"node_state,omitempty"`
+	Created   *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=created,proto3" json:"created,omitempty"`
+	// ready: it runs, and its probes say that it can be used.
+	Ready         bool `protobuf:"varint,5,opt,name=ready,proto3" json:"ready,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -993,6 +1022,13 @@ func (x *Instance) GetCreated() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Instance) GetReady() bool {
+	if x != nil {
+		return x.Ready
+	}
+	return false
+}
+
 type WorkloadStatus struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	Phase     WorkloadPhase          `protobuf:"varint,1,opt,name=phase,proto3,enum=redoubt.v1.WorkloadPhase" json:"phase,omitempty"`
@@ -1001,9 +1037,11 @@ type WorkloadStatus struct {
 	Succeeded uint32                 `protobuf:"varint,4,opt,name=succeeded,proto3" json:"succeeded,omitempty"`
 	Failed    uint32                 `protobuf:"varint,5,opt,name=failed,proto3" json:"failed,omitempty"`
 	// pending is the number of instances without a node; why is one line.
-	Pending       uint32      `protobuf:"varint,6,opt,name=pending,proto3" json:"pending,omitempty"`
-	Why           string      `protobuf:"bytes,7,opt,name=why,proto3" json:"why,omitempty"`
-	Instances     []*Instance `protobuf:"bytes,8,rep,name=instances,proto3" json:"instances,omitempty"`
+	Pending   uint32      `protobuf:"varint,6,opt,name=pending,proto3" json:"pending,omitempty"`
+	Why       string      `protobuf:"bytes,7,opt,name=why,proto3" json:"why,omitempty"`
+	Instances []*Instance `protobuf:"bytes,8,rep,name=instances,proto3" json:"instances,omitempty"`
+	// ready of those that run; unset by servers that know no probes.
+	Ready         *uint32 `protobuf:"varint,9,opt,name=ready,proto3,oneof" json:"ready,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1092,6 +1130,13 @@ func (x *WorkloadStatus) GetInstances() []*Instance {
 		return x.Instances
 	}
 	return nil
+}
+
+func (x *WorkloadStatus) GetReady() uint32 {
+	if x != nil && x.Ready != nil {
+		return *x.Ready
+	}
+	return 0
 }
 
 // StoredWorkload is a workload with what the control plane knows of it.
@@ -1486,7 +1531,7 @@ const file_redoubt_v1_fleet_proto_rawDesc = "" +
 	"\x03why\x18\x10 \x01(\tR\x03why\x12\x1d\n" +
 	"\n" +
 	"cpu_millis\x18\x11 \x01(\x03R\tcpuMillis\x12!\n" +
-	"\fmemory_bytes\x18\x12 \x01(\x03R\vmemoryBytes\"\x89\x04\n" +
+	"\fmemory_bytes\x18\x12 \x01(\x03R\vmemoryBytes\"\xf7\x04\n" +
 	"\x0eInstanceStatus\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\x12'\n" +
 	"\x05fence\x18\x02 \x01(\v2\x11.redoubt.v1.FenceR\x05fence\x12\x1a\n" +
@@ -1503,7 +1548,10 @@ const file_redoubt_v1_fleet_proto_rawDesc = "" +
 	"\aaddress\x18\f \x01(\tR\aaddress\x12!\n" +
 	"\fimage_digest\x18\r \x01(\tR\vimageDigest\x12-\n" +
 	"\bmeasured\x18\x0e \x01(\v2\x11.redoubt.v1.TermsR\bmeasured\x12\x16\n" +
-	"\x06kernel\x18\x0f \x01(\tR\x06kernel\"\xc2\x05\n" +
+	"\x06kernel\x18\x0f \x01(\tR\x06kernel\x12\x1b\n" +
+	"\tnot_ready\x18\x10 \x01(\tR\bnotReady\x124\n" +
+	"\bback_off\x18\x11 \x01(\v2\x19.google.protobuf.DurationR\abackOff\x12\x19\n" +
+	"\blast_end\x18\x12 \x01(\tR\alastEnd\"\xc2\x05\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04site\x18\x02 \x01(\tR\x04site\x12+\n" +
@@ -1532,7 +1580,7 @@ const file_redoubt_v1_fleet_proto_rawDesc = "" +
 	"\fdisconnected\x18\x04 \x01(\bR\fdisconnected\x128\n" +
 	"\tstrongest\x18\x05 \x01(\x0e2\x1a.redoubt.v1.IsolationClassR\tstrongest\x12\x1c\n" +
 	"\tinstances\x18\x06 \x01(\rR\tinstances\x121\n" +
-	"\x06silent\x18\a \x01(\v2\x19.google.protobuf.DurationR\x06silent\"\xe2\x01\n" +
+	"\x06silent\x18\a \x01(\v2\x19.google.protobuf.DurationR\x06silent\"\xf8\x01\n" +
 	"\bInstance\x126\n" +
 	"\n" +
 	"assignment\x18\x01 \x01(\v2\x16.redoubt.v1.AssignmentR\n" +
@@ -1540,7 +1588,8 @@ const file_redoubt_v1_fleet_proto_rawDesc = "" +
 	"\x06status\x18\x02 \x01(\v2\x1a.redoubt.v1.InstanceStatusR\x06status\x124\n" +
 	"\n" +
 	"node_state\x18\x03 \x01(\x0e2\x15.redoubt.v1.NodeStateR\tnodeState\x124\n" +
-	"\acreated\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\"\x8b\x02\n" +
+	"\acreated\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12\x14\n" +
+	"\x05ready\x18\x05 \x01(\bR\x05ready\"\xb0\x02\n" +
 	"\x0eWorkloadStatus\x12/\n" +
 	"\x05phase\x18\x01 \x01(\x0e2\x19.redoubt.v1.WorkloadPhaseR\x05phase\x12\x18\n" +
 	"\adesired\x18\x02 \x01(\rR\adesired\x12\x18\n" +
@@ -1549,7 +1598,9 @@ const file_redoubt_v1_fleet_proto_rawDesc = "" +
 	"\x06failed\x18\x05 \x01(\rR\x06failed\x12\x18\n" +
 	"\apending\x18\x06 \x01(\rR\apending\x12\x10\n" +
 	"\x03why\x18\a \x01(\tR\x03why\x122\n" +
-	"\tinstances\x18\b \x03(\v2\x14.redoubt.v1.InstanceR\tinstances\"\xa4\x03\n" +
+	"\tinstances\x18\b \x03(\v2\x14.redoubt.v1.InstanceR\tinstances\x12\x19\n" +
+	"\x05ready\x18\t \x01(\rH\x00R\x05ready\x88\x01\x01B\b\n" +
+	"\x06_ready\"\xa4\x03\n" +
 	"\x0eStoredWorkload\x12(\n" +
 	"\x04spec\x18\x01 \x01(\v2\x14.redoubt.v1.WorkloadR\x04spec\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x12\x1a\n" +
@@ -1646,8 +1697,8 @@ var file_redoubt_v1_fleet_proto_goTypes = []any{
 	(*Workload)(nil),              // 15: redoubt.v1.Workload
 	(*timestamppb.Timestamp)(nil), // 16: google.protobuf.Timestamp
 	(*Terms)(nil),                 // 17: redoubt.v1.Terms
-	(*Report)(nil),                // 18: redoubt.v1.Report
-	(*durationpb.Duration)(nil),   // 19: google.protobuf.Duration
+	(*durationpb.Duration)(nil),   // 18: google.protobuf.Duration
+	(*Report)(nil),                // 19: redoubt.v1.Report
 }
 var file_redoubt_v1_fleet_proto_depIdxs = []int32{
 	3,  // 0: redoubt.v1.Assignment.fence:type_name -> redoubt.v1.Fence
@@ -1659,28 +1710,29 @@ var file_redoubt_v1_fleet_proto_depIdxs = []int32{
 	16, // 6: redoubt.v1.InstanceStatus.started:type_name -> google.protobuf.Timestamp
 	16, // 7: redoubt.v1.InstanceStatus.finished:type_name -> google.protobuf.Timestamp
 	17, // 8: redoubt.v1.InstanceStatus.measured:type_name -> redoubt.v1.Terms
-	1,  // 9: redoubt.v1.Node.state:type_name -> redoubt.v1.NodeState
-	18, // 10: redoubt.v1.Node.report:type_name -> redoubt.v1.Report
-	16, // 11: redoubt.v1.Node.enrolled:type_name -> google.protobuf.Timestamp
-	19, // 12: redoubt.v1.Node.silent:type_name -> google.protobuf.Duration
-	16, // 13: redoubt.v1.Node.svid_expires:type_name -> google.protobuf.Timestamp
-	14, // 14: redoubt.v1.Site.strongest:type_name -> redoubt.v1.IsolationClass
-	19, // 15: redoubt.v1.Site.silent:type_name -> google.protobuf.Duration
-	4,  // 16: redoubt.v1.Instance.assignment:type_name -> redoubt.v1.Assignment
-	5,  // 17: redoubt.v1.Instance.status:type_name -> redoubt.v1.InstanceStatus
-	1,  // 18: redoubt.v1.Instance.node_state:type_name -> redoubt.v1.NodeState
-	16, // 19: redoubt.v1.Instance.created:type_name -> google.protobuf.Timestamp
-	2,  // 20: redoubt.v1.WorkloadStatus.phase:type_name -> redoubt.v1.WorkloadPhase
-	8,  // 21: redoubt.v1.WorkloadStatus.instances:type_name -> redoubt.v1.Instance
-	15, // 22: redoubt.v1.StoredWorkload.spec:type_name -> redoubt.v1.Workload
-	16, // 23: redoubt.v1.StoredWorkload.created:type_name -> google.protobuf.Timestamp
-	16, // 24: redoubt.v1.StoredWorkload.updated:type_name -> google.protobuf.Timestamp
-	9,  // 25: redoubt.v1.StoredWorkload.status:type_name -> redoubt.v1.WorkloadStatus
-	26, // [26:26] is the sub-list for method output_type
-	26, // [26:26] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	18, // 9: redoubt.v1.InstanceStatus.back_off:type_name -> google.protobuf.Duration
+	1,  // 10: redoubt.v1.Node.state:type_name -> redoubt.v1.NodeState
+	19, // 11: redoubt.v1.Node.report:type_name -> redoubt.v1.Report
+	16, // 12: redoubt.v1.Node.enrolled:type_name -> google.protobuf.Timestamp
+	18, // 13: redoubt.v1.Node.silent:type_name -> google.protobuf.Duration
+	16, // 14: redoubt.v1.Node.svid_expires:type_name -> google.protobuf.Timestamp
+	14, // 15: redoubt.v1.Site.strongest:type_name -> redoubt.v1.IsolationClass
+	18, // 16: redoubt.v1.Site.silent:type_name -> google.protobuf.Duration
+	4,  // 17: redoubt.v1.Instance.assignment:type_name -> redoubt.v1.Assignment
+	5,  // 18: redoubt.v1.Instance.status:type_name -> redoubt.v1.InstanceStatus
+	1,  // 19: redoubt.v1.Instance.node_state:type_name -> redoubt.v1.NodeState
+	16, // 20: redoubt.v1.Instance.created:type_name -> google.protobuf.Timestamp
+	2,  // 21: redoubt.v1.WorkloadStatus.phase:type_name -> redoubt.v1.WorkloadPhase
+	8,  // 22: redoubt.v1.WorkloadStatus.instances:type_name -> redoubt.v1.Instance
+	15, // 23: redoubt.v1.StoredWorkload.spec:type_name -> redoubt.v1.Workload
+	16, // 24: redoubt.v1.StoredWorkload.created:type_name -> google.protobuf.Timestamp
+	16, // 25: redoubt.v1.StoredWorkload.updated:type_name -> google.protobuf.Timestamp
+	9,  // 26: redoubt.v1.StoredWorkload.status:type_name -> redoubt.v1.WorkloadStatus
+	27, // [27:27] is the sub-list for method output_type
+	27, // [27:27] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_v1_fleet_proto_init() }
@@ -1690,6 +1742,7 @@ func file_redoubt_v1_fleet_proto_init() {
 	}
 	file_redoubt_v1_isolation_proto_init()
 	file_redoubt_v1_workload_proto_init()
+	file_redoubt_v1_fleet_proto_msgTypes[6].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

@@ -436,8 +436,14 @@ type Container struct {
 	Resources       *Resources       `protobuf:"bytes,9,opt,name=resources,proto3" json:"resources,omitempty"`
 	SecurityContext *SecurityContext `protobuf:"bytes,10,opt,name=security_context,json=securityContext,proto3" json:"security_context,omitempty"`
 	VolumeMounts    []*VolumeMount   `protobuf:"bytes,11,rep,name=volume_mounts,json=volumeMounts,proto3" json:"volume_mounts,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// liveness_probe: where it fails, the container is restarted in place.
+	LivenessProbe *Probe `protobuf:"bytes,12,opt,name=liveness_probe,json=livenessProbe,proto3" json:"liveness_probe,omitempty"`
+	// readiness_probe: where it fails, the instance is not ready.
+	ReadinessProbe *Probe `protobuf:"bytes,13,opt,name=readiness_probe,json=readinessProbe,proto3" json:"readiness_probe,omitempty"`
+	// startup_probe: until it succeeds, the others are not asked.
+	StartupProbe  *Probe `protobuf:"bytes,14,opt,name=startup_probe,json=startupProbe,proto3" json:"startup_probe,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Container) Reset() {
@@ -547,6 +553,400 @@ func (x *Container) GetVolumeMounts() []*VolumeMount {
 	return nil
 }
 
+func (x *Container) GetLivenessProbe() *Probe {
+	if x != nil {
+		return x.LivenessProbe
+	}
+	return nil
+}
+
+func (x *Container) GetReadinessProbe() *Probe {
+	if x != nil {
+		return x.ReadinessProbe
+	}
+	return nil
+}
+
+func (x *Container) GetStartupProbe() *Probe {
+	if x != nil {
+		return x.StartupProbe
+	}
+	return nil
+}
+
+// Probe asks a container how it is. Exactly one of exec, http_get, tcp_socket
+// and grpc is set.
+type Probe struct {
+	state               protoimpl.MessageState `protogen:"open.v1"`
+	Exec                *ExecAction            `protobuf:"bytes,1,opt,name=exec,proto3" json:"exec,omitempty"`
+	HttpGet             *HTTPGetAction         `protobuf:"bytes,2,opt,name=http_get,json=httpGet,proto3" json:"http_get,omitempty"`
+	TcpSocket           *TCPSocketAction       `protobuf:"bytes,3,opt,name=tcp_socket,json=tcpSocket,proto3" json:"tcp_socket,omitempty"`
+	Grpc                *GRPCAction            `protobuf:"bytes,4,opt,name=grpc,proto3" json:"grpc,omitempty"`
+	InitialDelaySeconds *uint32                `protobuf:"varint,5,opt,name=initial_delay_seconds,json=initialDelaySeconds,proto3,oneof" json:"initial_delay_seconds,omitempty"`
+	PeriodSeconds       *uint32                `protobuf:"varint,6,opt,name=period_seconds,json=periodSeconds,proto3,oneof" json:"period_seconds,omitempty"`
+	TimeoutSeconds      *uint32                `protobuf:"varint,7,opt,name=timeout_seconds,json=timeoutSeconds,proto3,oneof" json:"timeout_seconds,omitempty"`
+	SuccessThreshold    *uint32                `protobuf:"varint,8,opt,name=success_threshold,json=successThreshold,proto3,oneof" json:"success_threshold,omitempty"`
+	FailureThreshold    *uint32                `protobuf:"varint,9,opt,name=failure_threshold,json=failureThreshold,proto3,oneof" json:"failure_threshold,omitempty"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
+}
+
+func (x *Probe) Reset() {
+	*x = Probe{}
+	mi := &file_redoubt_v1_workload_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Probe) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Probe) ProtoMessage() {}
+
+func (x *Probe) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_workload_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Probe.ProtoReflect.Descriptor instead.
+func (*Probe) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Probe) GetExec() *ExecAction {
+	if x != nil {
+		return x.Exec
+	}
+	return nil
+}
+
+func (x *Probe) GetHttpGet() *HTTPGetAction {
+	if x != nil {
+		return x.HttpGet
+	}
+	return nil
+}
+
+func (x *Probe) GetTcpSocket() *TCPSocketAction {
+	if x != nil {
+		return x.TcpSocket
+	}
+	return nil
+}
+
+func (x *Probe) GetGrpc() *GRPCAction {
+	if x != nil {
+		return x.Grpc
+	}
+	return nil
+}
+
+func (x *Probe) GetInitialDelaySeconds() uint32 {
+	if x != nil && x.InitialDelaySeconds != nil {
+		return *x.InitialDelaySeconds
+	}
+	return 0
+}
+
+func (x *Probe) GetPeriodSeconds() uint32 {
+	if x != nil && x.PeriodSeconds != nil {
+		return *x.PeriodSeconds
+	}
+	return 0
+}
+
+func (x *Probe) GetTimeoutSeconds() uint32 {
+	if x != nil && x.TimeoutSeconds != nil {
+		return *x.TimeoutSeconds
+	}
+	return 0
+}
+
+func (x *Probe) GetSuccessThreshold() uint32 {
+	if x != nil && x.SuccessThreshold != nil {
+		return *x.SuccessThreshold
+	}
+	return 0
+}
+
+func (x *Probe) GetFailureThreshold() uint32 {
+	if x != nil && x.FailureThreshold != nil {
+		return *x.FailureThreshold
+	}
+	return 0
+}
+
+type ExecAction struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Command       []string               `protobuf:"bytes,1,rep,name=command,proto3" json:"command,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExecAction) Reset() {
+	*x = ExecAction{}
+	mi := &file_redoubt_v1_workload_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExecAction) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExecAction) ProtoMessage() {}
+
+func (x *ExecAction) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_workload_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExecAction.ProtoReflect.Descriptor instead.
+func (*ExecAction) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *ExecAction) GetCommand() []string {
+	if x != nil {
+		return x.Command
+	}
+	return nil
+}
+
+type HTTPGetAction struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Path  string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	// port is a number, or the name of one of the container's ports.
+	Port string `protobuf:"bytes,2,opt,name=port,proto3" json:"port,omitempty"`
+	// scheme is HTTP (the default) or HTTPS, whose certificate is not checked.
+	Scheme        string        `protobuf:"bytes,3,opt,name=scheme,proto3" json:"scheme,omitempty"`
+	HttpHeaders   []*HTTPHeader `protobuf:"bytes,4,rep,name=http_headers,json=httpHeaders,proto3" json:"http_headers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HTTPGetAction) Reset() {
+	*x = HTTPGetAction{}
+	mi := &file_redoubt_v1_workload_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HTTPGetAction) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HTTPGetAction) ProtoMessage() {}
+
+func (x *HTTPGetAction) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_workload_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HTTPGetAction.ProtoReflect.Descriptor instead.
+func (*HTTPGetAction) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *HTTPGetAction) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *HTTPGetAction) GetPort() string {
+	if x != nil {
+		return x.Port
+	}
+	return ""
+}
+
+func (x *HTTPGetAction) GetScheme() string {
+	if x != nil {
+		return x.Scheme
+	}
+	return ""
+}
+
+func (x *HTTPGetAction) GetHttpHeaders() []*HTTPHeader {
+	if x != nil {
+		return x.HttpHeaders
+	}
+	return nil
+}
+
+type HTTPHeader struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HTTPHeader) Reset() {
+	*x = HTTPHeader{}
+	mi := &file_redoubt_v1_workload_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HTTPHeader) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HTTPHeader) ProtoMessage() {}
+
+func (x *HTTPHeader) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_workload_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HTTPHeader.ProtoReflect.Descriptor instead.
+func (*HTTPHeader) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *HTTPHeader) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *HTTPHeader) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+type TCPSocketAction struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Port          string                 `protobuf:"bytes,1,opt,name=port,proto3" json:"port,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TCPSocketAction) Reset() {
+	*x = TCPSocketAction{}
+	mi := &file_redoubt_v1_workload_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TCPSocketAction) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TCPSocketAction) ProtoMessage() {}
+
+func (x *TCPSocketAction) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_workload_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TCPSocketAction.ProtoReflect.Descriptor instead.
+func (*TCPSocketAction) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *TCPSocketAction) GetPort() string {
+	if x != nil {
+		return x.Port
+	}
+	return ""
+}
+
+type GRPCAction struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Port  string                 `protobuf:"bytes,1,opt,name=port,proto3" json:"port,omitempty"`
+	// service of grpc.health.v1; empty: the server as a whole.
+	Service       string `protobuf:"bytes,2,opt,name=service,proto3" json:"service,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GRPCAction) Reset() {
+	*x = GRPCAction{}
+	mi := &file_redoubt_v1_workload_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GRPCAction) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GRPCAction) ProtoMessage() {}
+
+func (x *GRPCAction) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_workload_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GRPCAction.ProtoReflect.Descriptor instead.
+func (*GRPCAction) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *GRPCAction) GetPort() string {
+	if x != nil {
+		return x.Port
+	}
+	return ""
+}
+
+func (x *GRPCAction) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
 type EnvVar struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -557,7 +957,7 @@ type EnvVar struct {
 
 func (x *EnvVar) Reset() {
 	*x = EnvVar{}
-	mi := &file_redoubt_v1_workload_proto_msgTypes[6]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -569,7 +969,7 @@ func (x *EnvVar) String() string {
 func (*EnvVar) ProtoMessage() {}
 
 func (x *EnvVar) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_workload_proto_msgTypes[6]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -582,7 +982,7 @@ func (x *EnvVar) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnvVar.ProtoReflect.Descriptor instead.
 func (*EnvVar) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{6}
+	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *EnvVar) GetName() string {
@@ -613,7 +1013,7 @@ type ContainerPort struct {
 
 func (x *ContainerPort) Reset() {
 	*x = ContainerPort{}
-	mi := &file_redoubt_v1_workload_proto_msgTypes[7]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -625,7 +1025,7 @@ func (x *ContainerPort) String() string {
 func (*ContainerPort) ProtoMessage() {}
 
 func (x *ContainerPort) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_workload_proto_msgTypes[7]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -638,7 +1038,7 @@ func (x *ContainerPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerPort.ProtoReflect.Descriptor instead.
 func (*ContainerPort) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{7}
+	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ContainerPort) GetName() string {
@@ -687,7 +1087,7 @@ type Resources struct {
 
 func (x *Resources) Reset() {
 	*x = Resources{}
-	mi := &file_redoubt_v1_workload_proto_msgTypes[8]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -699,7 +1099,7 @@ func (x *Resources) String() string {
 func (*Resources) ProtoMessage() {}
 
 func (x *Resources) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_workload_proto_msgTypes[8]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -712,7 +1112,7 @@ func (x *Resources) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resources.ProtoReflect.Descriptor instead.
 func (*Resources) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{8}
+	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Resources) GetLimits() map[string]string {
@@ -741,7 +1141,7 @@ type SecurityContext struct {
 
 func (x *SecurityContext) Reset() {
 	*x = SecurityContext{}
-	mi := &file_redoubt_v1_workload_proto_msgTypes[9]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -753,7 +1153,7 @@ func (x *SecurityContext) String() string {
 func (*SecurityContext) ProtoMessage() {}
 
 func (x *SecurityContext) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_workload_proto_msgTypes[9]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -766,7 +1166,7 @@ func (x *SecurityContext) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecurityContext.ProtoReflect.Descriptor instead.
 func (*SecurityContext) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{9}
+	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *SecurityContext) GetRunAsUser() int64 {
@@ -807,7 +1207,7 @@ type Capabilities struct {
 
 func (x *Capabilities) Reset() {
 	*x = Capabilities{}
-	mi := &file_redoubt_v1_workload_proto_msgTypes[10]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -819,7 +1219,7 @@ func (x *Capabilities) String() string {
 func (*Capabilities) ProtoMessage() {}
 
 func (x *Capabilities) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_workload_proto_msgTypes[10]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -832,7 +1232,7 @@ func (x *Capabilities) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Capabilities.ProtoReflect.Descriptor instead.
 func (*Capabilities) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{10}
+	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Capabilities) GetAdd() []string {
@@ -860,7 +1260,7 @@ type Volume struct {
 
 func (x *Volume) Reset() {
 	*x = Volume{}
-	mi := &file_redoubt_v1_workload_proto_msgTypes[11]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -872,7 +1272,7 @@ func (x *Volume) String() string {
 func (*Volume) ProtoMessage() {}
 
 func (x *Volume) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_workload_proto_msgTypes[11]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -885,7 +1285,7 @@ func (x *Volume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Volume.ProtoReflect.Descriptor instead.
 func (*Volume) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{11}
+	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Volume) GetName() string {
@@ -920,7 +1320,7 @@ type EmptyDir struct {
 
 func (x *EmptyDir) Reset() {
 	*x = EmptyDir{}
-	mi := &file_redoubt_v1_workload_proto_msgTypes[12]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -932,7 +1332,7 @@ func (x *EmptyDir) String() string {
 func (*EmptyDir) ProtoMessage() {}
 
 func (x *EmptyDir) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_workload_proto_msgTypes[12]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -945,7 +1345,7 @@ func (x *EmptyDir) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EmptyDir.ProtoReflect.Descriptor instead.
 func (*EmptyDir) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{12}
+	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *EmptyDir) GetMedium() string {
@@ -971,7 +1371,7 @@ type HostPath struct {
 
 func (x *HostPath) Reset() {
 	*x = HostPath{}
-	mi := &file_redoubt_v1_workload_proto_msgTypes[13]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -983,7 +1383,7 @@ func (x *HostPath) String() string {
 func (*HostPath) ProtoMessage() {}
 
 func (x *HostPath) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_workload_proto_msgTypes[13]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -996,7 +1396,7 @@ func (x *HostPath) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HostPath.ProtoReflect.Descriptor instead.
 func (*HostPath) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{13}
+	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *HostPath) GetPath() string {
@@ -1017,7 +1417,7 @@ type VolumeMount struct {
 
 func (x *VolumeMount) Reset() {
 	*x = VolumeMount{}
-	mi := &file_redoubt_v1_workload_proto_msgTypes[14]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1029,7 +1429,7 @@ func (x *VolumeMount) String() string {
 func (*VolumeMount) ProtoMessage() {}
 
 func (x *VolumeMount) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_workload_proto_msgTypes[14]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1042,7 +1442,7 @@ func (x *VolumeMount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeMount.ProtoReflect.Descriptor instead.
 func (*VolumeMount) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{14}
+	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *VolumeMount) GetName() string {
@@ -1118,7 +1518,7 @@ const file_redoubt_v1_workload_proto_rawDesc = "" +
 	"\rbackoff_limit\x18\x03 \x01(\rH\x02R\fbackoffLimit\x88\x01\x01B\x0e\n" +
 	"\f_completionsB\x0e\n" +
 	"\f_parallelismB\x10\n" +
-	"\x0e_backoff_limit\"\xc2\x03\n" +
+	"\x0e_backoff_limit\"\xf0\x04\n" +
 	"\tContainer\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05image\x18\x02 \x01(\tR\x05image\x12*\n" +
@@ -1132,7 +1532,44 @@ const file_redoubt_v1_workload_proto_rawDesc = "" +
 	"\tresources\x18\t \x01(\v2\x15.redoubt.v1.ResourcesR\tresources\x12F\n" +
 	"\x10security_context\x18\n" +
 	" \x01(\v2\x1b.redoubt.v1.SecurityContextR\x0fsecurityContext\x12<\n" +
-	"\rvolume_mounts\x18\v \x03(\v2\x17.redoubt.v1.VolumeMountR\fvolumeMounts\"2\n" +
+	"\rvolume_mounts\x18\v \x03(\v2\x17.redoubt.v1.VolumeMountR\fvolumeMounts\x128\n" +
+	"\x0eliveness_probe\x18\f \x01(\v2\x11.redoubt.v1.ProbeR\rlivenessProbe\x12:\n" +
+	"\x0freadiness_probe\x18\r \x01(\v2\x11.redoubt.v1.ProbeR\x0ereadinessProbe\x126\n" +
+	"\rstartup_probe\x18\x0e \x01(\v2\x11.redoubt.v1.ProbeR\fstartupProbe\"\xb5\x04\n" +
+	"\x05Probe\x12*\n" +
+	"\x04exec\x18\x01 \x01(\v2\x16.redoubt.v1.ExecActionR\x04exec\x124\n" +
+	"\bhttp_get\x18\x02 \x01(\v2\x19.redoubt.v1.HTTPGetActionR\ahttpGet\x12:\n" +
+	"\n" +
+	"tcp_socket\x18\x03 \x01(\v2\x1b.redoubt.v1.TCPSocketActionR\ttcpSocket\x12*\n" +
+	"\x04grpc\x18\x04 \x01(\v2\x16.redoubt.v1.GRPCActionR\x04grpc\x127\n" +
+	"\x15initial_delay_seconds\x18\x05 \x01(\rH\x00R\x13initialDelaySeconds\x88\x01\x01\x12*\n" +
+	"\x0eperiod_seconds\x18\x06 \x01(\rH\x01R\rperiodSeconds\x88\x01\x01\x12,\n" +
+	"\x0ftimeout_seconds\x18\a \x01(\rH\x02R\x0etimeoutSeconds\x88\x01\x01\x120\n" +
+	"\x11success_threshold\x18\b \x01(\rH\x03R\x10successThreshold\x88\x01\x01\x120\n" +
+	"\x11failure_threshold\x18\t \x01(\rH\x04R\x10failureThreshold\x88\x01\x01B\x18\n" +
+	"\x16_initial_delay_secondsB\x11\n" +
+	"\x0f_period_secondsB\x12\n" +
+	"\x10_timeout_secondsB\x14\n" +
+	"\x12_success_thresholdB\x14\n" +
+	"\x12_failure_threshold\"&\n" +
+	"\n" +
+	"ExecAction\x12\x18\n" +
+	"\acommand\x18\x01 \x03(\tR\acommand\"\x8a\x01\n" +
+	"\rHTTPGetAction\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
+	"\x04port\x18\x02 \x01(\tR\x04port\x12\x16\n" +
+	"\x06scheme\x18\x03 \x01(\tR\x06scheme\x129\n" +
+	"\fhttp_headers\x18\x04 \x03(\v2\x16.redoubt.v1.HTTPHeaderR\vhttpHeaders\"6\n" +
+	"\n" +
+	"HTTPHeader\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\"%\n" +
+	"\x0fTCPSocketAction\x12\x12\n" +
+	"\x04port\x18\x01 \x01(\tR\x04port\":\n" +
+	"\n" +
+	"GRPCAction\x12\x12\n" +
+	"\x04port\x18\x01 \x01(\tR\x04port\x12\x18\n" +
+	"\aservice\x18\x02 \x01(\tR\aservice\"2\n" +
 	"\x06EnvVar\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value\"\x9c\x01\n" +
@@ -1190,7 +1627,7 @@ func file_redoubt_v1_workload_proto_rawDescGZIP() []byte {
 	return file_redoubt_v1_workload_proto_rawDescData
 }
 
-var file_redoubt_v1_workload_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_redoubt_v1_workload_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_redoubt_v1_workload_proto_goTypes = []any{
 	(*Workload)(nil),        // 0: redoubt.v1.Workload
 	(*Isolation)(nil),       // 1: redoubt.v1.Isolation
@@ -1198,42 +1635,56 @@ var file_redoubt_v1_workload_proto_goTypes = []any{
 	(*Disconnect)(nil),      // 3: redoubt.v1.Disconnect
 	(*Job)(nil),             // 4: redoubt.v1.Job
 	(*Container)(nil),       // 5: redoubt.v1.Container
-	(*EnvVar)(nil),          // 6: redoubt.v1.EnvVar
-	(*ContainerPort)(nil),   // 7: redoubt.v1.ContainerPort
-	(*Resources)(nil),       // 8: redoubt.v1.Resources
-	(*SecurityContext)(nil), // 9: redoubt.v1.SecurityContext
-	(*Capabilities)(nil),    // 10: redoubt.v1.Capabilities
-	(*Volume)(nil),          // 11: redoubt.v1.Volume
-	(*EmptyDir)(nil),        // 12: redoubt.v1.EmptyDir
-	(*HostPath)(nil),        // 13: redoubt.v1.HostPath
-	(*VolumeMount)(nil),     // 14: redoubt.v1.VolumeMount
-	nil,                     // 15: redoubt.v1.Workload.LabelsEntry
-	nil,                     // 16: redoubt.v1.Resources.LimitsEntry
-	nil,                     // 17: redoubt.v1.Resources.RequestsEntry
+	(*Probe)(nil),           // 6: redoubt.v1.Probe
+	(*ExecAction)(nil),      // 7: redoubt.v1.ExecAction
+	(*HTTPGetAction)(nil),   // 8: redoubt.v1.HTTPGetAction
+	(*HTTPHeader)(nil),      // 9: redoubt.v1.HTTPHeader
+	(*TCPSocketAction)(nil), // 10: redoubt.v1.TCPSocketAction
+	(*GRPCAction)(nil),      // 11: redoubt.v1.GRPCAction
+	(*EnvVar)(nil),          // 12: redoubt.v1.EnvVar
+	(*ContainerPort)(nil),   // 13: redoubt.v1.ContainerPort
+	(*Resources)(nil),       // 14: redoubt.v1.Resources
+	(*SecurityContext)(nil), // 15: redoubt.v1.SecurityContext
+	(*Capabilities)(nil),    // 16: redoubt.v1.Capabilities
+	(*Volume)(nil),          // 17: redoubt.v1.Volume
+	(*EmptyDir)(nil),        // 18: redoubt.v1.EmptyDir
+	(*HostPath)(nil),        // 19: redoubt.v1.HostPath
+	(*VolumeMount)(nil),     // 20: redoubt.v1.VolumeMount
+	nil,                     // 21: redoubt.v1.Workload.LabelsEntry
+	nil,                     // 22: redoubt.v1.Resources.LimitsEntry
+	nil,                     // 23: redoubt.v1.Resources.RequestsEntry
 }
 var file_redoubt_v1_workload_proto_depIdxs = []int32{
-	15, // 0: redoubt.v1.Workload.labels:type_name -> redoubt.v1.Workload.LabelsEntry
+	21, // 0: redoubt.v1.Workload.labels:type_name -> redoubt.v1.Workload.LabelsEntry
 	1,  // 1: redoubt.v1.Workload.isolation:type_name -> redoubt.v1.Isolation
 	2,  // 2: redoubt.v1.Workload.placement:type_name -> redoubt.v1.Placement
 	3,  // 3: redoubt.v1.Workload.disconnect:type_name -> redoubt.v1.Disconnect
 	5,  // 4: redoubt.v1.Workload.containers:type_name -> redoubt.v1.Container
-	11, // 5: redoubt.v1.Workload.volumes:type_name -> redoubt.v1.Volume
+	17, // 5: redoubt.v1.Workload.volumes:type_name -> redoubt.v1.Volume
 	4,  // 6: redoubt.v1.Workload.job:type_name -> redoubt.v1.Job
-	6,  // 7: redoubt.v1.Container.env:type_name -> redoubt.v1.EnvVar
-	7,  // 8: redoubt.v1.Container.ports:type_name -> redoubt.v1.ContainerPort
-	8,  // 9: redoubt.v1.Container.resources:type_name -> redoubt.v1.Resources
-	9,  // 10: redoubt.v1.Container.security_context:type_name -> redoubt.v1.SecurityContext
-	14, // 11: redoubt.v1.Container.volume_mounts:type_name -> redoubt.v1.VolumeMount
-	16, // 12: redoubt.v1.Resources.limits:type_name -> redoubt.v1.Resources.LimitsEntry
-	17, // 13: redoubt.v1.Resources.requests:type_name -> redoubt.v1.Resources.RequestsEntry
-	10, // 14: redoubt.v1.SecurityContext.capabilities:type_name -> redoubt.v1.Capabilities
-	12, // 15: redoubt.v1.Volume.empty_dir:type_name -> redoubt.v1.EmptyDir
-	13, // 16: redoubt.v1.Volume.host_path:type_name -> redoubt.v1.HostPath
-	17, // [17:17] is the sub-list for method output_type
-	17, // [17:17] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	12, // 7: redoubt.v1.Container.env:type_name -> redoubt.v1.EnvVar
+	13, // 8: redoubt.v1.Container.ports:type_name -> redoubt.v1.ContainerPort
+	14, // 9: redoubt.v1.Container.resources:type_name -> redoubt.v1.Resources
+	15, // 10: redoubt.v1.Container.security_context:type_name -> redoubt.v1.SecurityContext
+	20, // 11: redoubt.v1.Container.volume_mounts:type_name -> redoubt.v1.VolumeMount
+	6,  // 12: redoubt.v1.Container.liveness_probe:type_name -> redoubt.v1.Probe
+	6,  // 13: redoubt.v1.Container.readiness_probe:type_name -> redoubt.v1.Probe
+	6,  // 14: redoubt.v1.Container.startup_probe:type_name -> redoubt.v1.Probe
+	7,  // 15: redoubt.v1.Probe.exec:type_name -> redoubt.v1.ExecAction
+	8,  // 16: redoubt.v1.Probe.http_get:type_name -> redoubt.v1.HTTPGetAction
+	10, // 17: redoubt.v1.Probe.tcp_socket:type_name -> redoubt.v1.TCPSocketAction
+	11, // 18: redoubt.v1.Probe.grpc:type_name -> redoubt.v1.GRPCAction
+	9,  // 19: redoubt.v1.HTTPGetAction.http_headers:type_name -> redoubt.v1.HTTPHeader
+	22, // 20: redoubt.v1.Resources.limits:type_name -> redoubt.v1.Resources.LimitsEntry
+	23, // 21: redoubt.v1.Resources.requests:type_name -> redoubt.v1.Resources.RequestsEntry
+	16, // 22: redoubt.v1.SecurityContext.capabilities:type_name -> redoubt.v1.Capabilities
+	18, // 23: redoubt.v1.Volume.empty_dir:type_name -> redoubt.v1.EmptyDir
+	19, // 24: redoubt.v1.Volume.host_path:type_name -> redoubt.v1.HostPath
+	25, // [25:25] is the sub-list for method output_type
+	25, // [25:25] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_v1_workload_proto_init() }
@@ -1244,14 +1695,15 @@ func file_redoubt_v1_workload_proto_init() {
 	file_redoubt_v1_workload_proto_msgTypes[0].OneofWrappers = []any{}
 	file_redoubt_v1_workload_proto_msgTypes[2].OneofWrappers = []any{}
 	file_redoubt_v1_workload_proto_msgTypes[4].OneofWrappers = []any{}
-	file_redoubt_v1_workload_proto_msgTypes[9].OneofWrappers = []any{}
+	file_redoubt_v1_workload_proto_msgTypes[6].OneofWrappers = []any{}
+	file_redoubt_v1_workload_proto_msgTypes[15].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_redoubt_v1_workload_proto_rawDesc), len(file_redoubt_v1_workload_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   18,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
