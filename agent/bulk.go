@@ -54,17 +54,9 @@ func (b *bulk) Logs(ctx context.Context, uid string, tail int, follow bool, w io
 	if _, ok := b.find(uid); !ok {
 		return status.Error(codes.NotFound, "the instance is not on this node")
 	}
-	data, at, err := logs.Tail(b.logPath(uid), tail)
-	if err != nil {
+	at, err := logs.Tail(b.logPath(uid), tail, w)
+	if err != nil || !follow {
 		return err
-	}
-	if len(data) > 0 {
-		if _, err := w.Write(data); err != nil {
-			return err
-		}
-	}
-	if !follow {
-		return nil
 	}
 	// Following ends with the instance.
 	ctx, cancel := context.WithCancel(ctx)

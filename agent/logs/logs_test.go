@@ -8,6 +8,8 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -25,8 +27,20 @@ func writer(t *testing.T, path string) *os.File {
 	return f
 }
 
-func TestLastLines(t *testing.T) {
-	for _, tt := range []struct {
+// tail is what Tail writes.
+func tail(t *testing.T, path string, n int) (string, Position) {
+	t.Helper()
+	var out strings.Builder
+	at, err := Tail(path, n, &out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out.String(), at
+}
+
+// The last lines are the same wherever the output was cut.
+func TestTailAcrossTheCut(t *testing.T) {
+	for i, tt := range []struct {
 		data string
 		n    int
 		want string
@@ -38,11 +52,121 @@ func TestLastLines(t *testing.T) {
 		{"a\nb\n", -1, "a\nb\n"},
 		{"", 3, ""},
 		{"\n\n", 1, "\n"},
+		{"\n\n", 2, "\n\n"},
+		{strings.Repeat("x", 3*chunkSize) + "\nb\n", 2, strings.Repeat("x", 3*chunkSize) + "\nb\n"},
+		{strings.Repeat("0123456\n", chunkSize), chunkSize - 1, strings.Repeat("0123456\n", chunkSize-1)},
 	} {
-		if got := string(lastLines([]byte(tt.data), tt.n)); got != tt.want {
-			t.Errorf("lastLines(%q, %d) = %q, want %q", tt.data, tt.n, got, tt.want)
+		for _, cut := range []int{0, 2, 3, len(tt.data) / 2, len(tt.data)} {
+			if cut == 1 || cut > len(tt.data) {
+				continue // Bound keeps no single byte
+			}
+			path := filepath.Join(t.TempDir(), "web.log")
+			f := writer(t, path)
+			f.WriteString(tt.data[:cut])
+			if _, err := Bound(path, int64(max(cut-1, 0))); err != nil {
+				t.Fatal(err)
+			}
+			f.WriteString(tt.data[cut:])
+			got, at := tail(t, path, tt.n)
+			if got != tt.want {
+				t.Errorf("case %d cut at %d: %d bytes, want %d", i, cut, len(got), len(tt.want))
+			}
+			// What comes after is neither doubled nor lost.
+			f.WriteString("more")
+			var more strings.Builder
+			ctx, cancel := context.WithCancel(t.Context())
+			cancel()
+			if _, err := Follow(ctx, path, at, &more); err != nil || more.String() != "more" {
+				t.Errorf("case %d cut at %d: followed %.20q, %v", i, cut, more.String(), err)
+			}
 		}
 	}
+}
+
+// A flood takes neither reading nor bounding memory of its size, a reader
+// loses and doubles nothing of what is kept, and what is kept is whole lines.
+func TestFloodTakesNoMemory(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "yes.log")
+	f := writer(t, path)
+	const lines = 1 << 19
+	var block strings.Builder
+	for i := range lines { // 32 MiB, in numbered lines of 64 bytes
+		fmt.Fprintf(&block, "%-63d\n", i)
+		if block.Len() >= 1<<20 {
+			f.WriteString(block.String())
+			block.Reset()
+		}
+	}
+	var got numbered
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	at, err := Tail(path, -1, &got)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.n != tailMax/64-1 && got.n != tailMax/64 || got.last != lines-1 || got.wrong != "" {
+		t.Errorf("tail gave %d lines to %d %s", got.n, got.last, got.wrong)
+	}
+	got = numbered{last: lines - 100_001} // a follower that is behind by more than is read at once
+	behind := Position{at: at.at - 100_000*64, moved: at.moved}
+	if did, err := Bound(path, DefaultMax); !did || err != nil {
+		t.Fatal(did, err)
+	}
+	fmt.Fprintf(f, "%-63d\n", lines)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := Follow(ctx, path, behind, &got); err != nil {
+		t.Fatal(err)
+	}
+	runtime.ReadMemStats(&after)
+	if got.n != 100_001 || got.last != lines || got.wrong != "" {
+		t.Errorf("followed %d lines to %d %s", got.n, got.last, got.wrong)
+	}
+	if took := after.TotalAlloc - before.TotalAlloc; took > 8<<20 {
+		t.Errorf("all this took %d KiB", took>>10)
+	}
+	// One that is further behind than what is kept goes on at the oldest line.
+	got = numbered{}
+	if _, err := Follow(ctx, path, Position{at: 64, moved: at.moved}, &got); err != nil {
+		t.Fatal(err)
+	}
+	if got.n < DefaultMax/64-1 || got.n > DefaultMax/64+1 || got.last != lines || got.wrong != "" {
+		t.Errorf("from far behind: %d lines to %d %s", got.n, got.last, got.wrong)
+	}
+	var kept int64
+	entries, _ := os.ReadDir(filepath.Dir(path))
+	for _, e := range entries {
+		info, _ := e.Info()
+		kept += info.Size()
+	}
+	if kept > DefaultMax+1000 {
+		t.Errorf("%d bytes are kept", kept)
+	}
+}
+
+// numbered reads lines of 64 bytes that count up.
+type numbered struct {
+	part    [64]byte
+	filled  int
+	n, last int
+	wrong   string
+}
+
+func (c *numbered) Write(p []byte) (int, error) {
+	for rest := p; len(rest) > 0; {
+		k := copy(c.part[c.filled:], rest)
+		c.filled, rest = c.filled+k, rest[k:]
+		if c.filled < len(c.part) {
+			break
+		}
+		c.filled = 0
+		v, _ := strconv.Atoi(string(bytes.TrimRight(c.part[:], " \n")))
+		if (c.n > 0 && v != c.last+1 || c.part[63] != '\n') && c.wrong == "" {
+			c.wrong = fmt.Sprintf("(%d after %d)", v, c.last)
+		}
+		c.n, c.last = c.n+1, v
+	}
+	return len(p), nil
 }
 
 func TestBound(t *testing.T) {
@@ -69,11 +193,10 @@ func TestBound(t *testing.T) {
 		}
 	}
 	// Reading does not show where one file ends.
-	got, at, err := Tail(path, 2)
-	if err != nil || string(got) != "abc\nafter\n" || at != 6 {
-		t.Errorf("tail %q, %d, %v", got, at, err)
+	if got, _ := tail(t, path, 2); got != "abc\nafter\n" {
+		t.Errorf("tail %q", got)
 	}
-	if got, _, _ := Tail(path, -1); string(got) != "0123456789\nabc\nafter\n" {
+	if got, _ := tail(t, path, -1); got != "0123456789\nabc\nafter\n" {
 		t.Errorf("all of it: %q", got)
 	}
 	// One that ran away is cut to its end.
@@ -98,10 +221,7 @@ func TestFollowAcrossBounds(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "web.log")
 	f := writer(t, path)
 	f.WriteString("before\n")
-	_, at, err := Tail(path, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
+	_, at := tail(t, path, 0)
 	var out bytes.Buffer
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
@@ -132,9 +252,9 @@ func TestFollowAcrossBounds(t *testing.T) {
 
 func TestFollowBeforeThereIsALog(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "web.log")
-	got, at, err := Tail(path, 10)
-	if err != nil || len(got) != 0 || at != 0 {
-		t.Fatalf("tail %q, %d, %v", got, at, err)
+	got, at := tail(t, path, 10)
+	if got != "" {
+		t.Fatalf("tail %q", got)
 	}
 	r, w := io.Pipe()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -155,7 +275,7 @@ func TestFollowBeforeThereIsALog(t *testing.T) {
 	}
 	// A reader that goes away ends it with an error.
 	r.Close()
-	if _, err := Follow(t.Context(), path, 0, w); err == nil {
+	if _, err := Follow(t.Context(), path, Position{}, w); err == nil {
 		t.Error("a follower whose reader is gone goes on")
 	}
 }
@@ -171,7 +291,7 @@ func TestSlowFollower(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	go func() {
-		_, _ = Follow(ctx, path, 0, w)
+		_, _ = Follow(ctx, path, Position{}, w)
 		w.Close()
 	}()
 	time.Sleep(50 * time.Millisecond) // it is stuck in its first write
