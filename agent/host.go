@@ -39,6 +39,7 @@ type HostConfig struct {
 // RealHost is the real thing: containerd, the node's network, canaries.
 type RealHost struct {
 	cfg     HostConfig
+	claim   *claim
 	daemon  *containerd.Daemon
 	driver  *containerd.Driver
 	network *network.Network
@@ -59,9 +60,19 @@ func (c HostConfig) network() network.Config {
 	return network.Config{Node: c.Node, Dir: filepath.Join(c.DataDir, "network"), Subnet: c.Subnet, Log: c.Log}
 }
 
-// OpenHost opens the node's network and prepares the rest; it starts nothing.
-// It works in the network namespace of the calling thread.
-func OpenHost(ctx context.Context, cfg HostConfig) (*RealHost, error) {
+// OpenHost takes the node's id on this machine, opens its network and prepares
+// the rest; it starts nothing. It works in the network namespace of the calling
+// thread. Where another agent has the id, the error is ErrNodeHeld.
+func OpenHost(ctx context.Context, cfg HostConfig) (_ *RealHost, err error) {
+	held, err := claimNode(claimRoot, cfg.Node, cfg.DataDir)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, held.release())
+		}
+	}()
 	daemon, err := containerd.NewDaemon(cfg.containerd())
 	if err != nil {
 		return nil, err
@@ -74,22 +85,29 @@ func OpenHost(ctx context.Context, cfg HostConfig) (*RealHost, error) {
 	if err != nil {
 		return nil, errors.Join(err, drv.Close())
 	}
-	h := &RealHost{cfg: cfg, daemon: daemon, driver: drv, network: net}
+	h := &RealHost{cfg: cfg, claim: held, daemon: daemon, driver: drv, network: net}
 	h.runner = canary.NewRunner(canary.OnDriver(drv, filepath.Join(cfg.DataDir, "canary")), cfg.Log)
 	return h, nil
 }
 
 // Close lets go of everything; containers and network stay.
-func (h *RealHost) Close() error { return errors.Join(h.driver.Close(), h.network.Close()) }
+func (h *RealHost) Close() error {
+	return errors.Join(h.driver.Close(), h.network.Close(), h.claim.release())
+}
 
 // Teardown ends every container and removes all that the node has on the host,
 // its data directory apart. Nothing else may be using it.
 func (h *RealHost) Teardown(ctx context.Context) error {
-	return errors.Join(h.daemon.Shutdown(ctx), h.network.Teardown(ctx), h.driver.Close())
+	return errors.Join(h.daemon.Shutdown(ctx), h.network.Teardown(ctx), h.driver.Close(), h.claim.release())
 }
 
 // RemoveHost is Teardown for a host that nobody has open, as after a crash.
-func RemoveHost(ctx context.Context, cfg HostConfig) error {
+func RemoveHost(ctx context.Context, cfg HostConfig) (err error) {
+	held, err := claimNode(claimRoot, cfg.Node, cfg.DataDir)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, held.release()) }()
 	daemon, err := containerd.NewDaemon(cfg.containerd())
 	if err != nil {
 		return err

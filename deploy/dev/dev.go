@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"redoubt.dev/redoubt/agent"
 	"redoubt.dev/redoubt/control"
 	"redoubt.dev/redoubt/control/leader"
 	"redoubt.dev/redoubt/deploy/node"
@@ -74,8 +75,15 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	defer lock.Close()
+	nodeDir := filepath.Join(cfg.Dir, "node")
+	if err := agent.NodeFree(nodeID, nodeDir); err != nil {
+		if errors.Is(err, agent.ErrNodeHeld) {
+			err = fmt.Errorf("a dev fleet is running already on this machine: stop it first: %w", err)
+		}
+		return errors.Join(err, removeEmpty(cfg.Dir))
+	}
 	d := &fleet{Config: cfg, node: node.Config{
-		DataDir: filepath.Join(cfg.Dir, "node"), RuntimesDir: filepath.Join(cfg.Dir, "runtimes"), Runtimes: cfg.Runtimes,
+		DataDir: nodeDir, RuntimesDir: filepath.Join(cfg.Dir, "runtimes"), Runtimes: cfg.Runtimes,
 		Node: nodeID, Site: siteID, Version: cfg.Version, Log: cfg.Log.With("part", "agent"),
 	}}
 	if !cfg.Keep {
@@ -251,6 +259,14 @@ func lockDir(dir string) (io.Closer, error) {
 		return nil, fmt.Errorf("a dev fleet is running already in %s: stop it, or use another --data-dir", dir)
 	}
 	return lockFile{f}, nil
+}
+
+// removeEmpty takes dir away if nothing is in it.
+func removeEmpty(dir string) error {
+	if err := os.Remove(dir); err != nil && !errors.Is(err, unix.ENOTEMPTY) {
+		return err
+	}
+	return nil
 }
 
 // lockFile is removed with the lock held, so that nothing is left.

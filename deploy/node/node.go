@@ -79,6 +79,12 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	case err == nil && cfg.Site != "" && cfg.Site != member.Site:
 		return fmt.Errorf("node %s is enrolled at site %s, not %s: enrol it again with a token that names it", member.Node, member.Site, cfg.Site)
 	case errors.Is(err, agent.ErrNotEnrolled) && cfg.Token != "":
+		// An id that this machine has already is not worth a token.
+		if cfg.Node != "" && cfg.Driver != DriverFake && os.Geteuid() == 0 {
+			if err := agent.NodeFree(cfg.Node, cfg.DataDir); err != nil {
+				return err
+			}
+		}
 		member, err = agent.Enroll(ctx, agent.Enrolment{
 			DataDir: cfg.DataDir, Token: cfg.Token, Node: cfg.Node, Site: cfg.Site, Servers: cfg.Join, Log: cfg.Log,
 		})

@@ -301,6 +301,15 @@ func (m marks) force() (forced []string, err error) {
 			errs = append(errs, os.RemoveAll(run))
 		}
 	}
+	// The claim of an agent that was killed says whose it was: "PID DIR".
+	claims, _ := filepath.Glob(runRoot + "/*.lock")
+	for _, c := range claims {
+		if text, err := os.ReadFile(c); err == nil {
+			if _, dir, ok := strings.Cut(strings.TrimSpace(string(text)), " "); ok && within(dir, m.dir) {
+				errs = append(errs, os.Remove(c))
+			}
+		}
+	}
 	_ = os.Remove(runRoot) // only when it is empty
 	return forced, errors.Join(errs...)
 }
