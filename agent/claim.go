@@ -76,23 +76,32 @@ func lockFile(path string) (*os.File, error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-			f.Close()
-			return nil, err
-		}
-		mine, err := f.Stat()
-		if err == nil {
-			var there fs.FileInfo
-			if there, err = os.Lstat(path); err == nil && os.SameFile(mine, there) {
-				return f, nil
-			}
+		there, err := lockOpened(f, path)
+		if err == nil && there {
+			return f, nil
 		}
 		f.Close()
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err != nil {
 			return nil, err
 		}
 	}
 	return nil, fmt.Errorf("%s is removed again and again", path)
+}
+
+// lockOpened locks f and tells whether it is still what path names.
+func lockOpened(f *os.File, path string) (bool, error) {
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return false, err
+	}
+	mine, err := f.Stat()
+	if err != nil {
+		return false, err
+	}
+	there, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil && os.SameFile(mine, there), err
 }
 
 func holder(path string) string {

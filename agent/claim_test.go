@@ -90,12 +90,37 @@ func TestOneAgentANodeID(t *testing.T) {
 // Of many that come and go at once, one has it at a time.
 func TestClaimsComeAndGo(t *testing.T) {
 	root := filepath.Join(t.TempDir(), "redoubt")
+	// The one that has it goes while another is between opening and locking.
+	path := filepath.Join(root, "n.lock")
+	f, err := lockFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	late, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer late.Close()
+	if err := (&claim{f}).release(); err != nil {
+		t.Fatal(err)
+	}
+	next, err := lockFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if has, err := lockOpened(late, path); err != nil || has {
+		t.Errorf("a removed file passes for a claim: %v, %v", has, err)
+	}
+	if err := (&claim{next}).release(); err != nil {
+		t.Fatal(err)
+	}
+
 	var holders, got atomic.Int32
 	var wg sync.WaitGroup
 	for range 8 {
 		wg.Go(func() {
 			for range 200 {
-				f, err := lockFile(filepath.Join(root, "n.lock"))
+				f, err := lockFile(path)
 				if err != nil {
 					continue
 				}
