@@ -11,7 +11,7 @@ VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X redoubt.dev/redoubt/cmd/redoubt/cli.Version=$(VERSION)
 KEEP ?=
 
-.PHONY: build deps runtimes generate generate-check lint test unit race script net bench fuzz-smoke demo demo-stop mutants clean
+.PHONY: chaos build deps runtimes generate generate-check lint test unit race script net bench fuzz-smoke demo demo-stop mutants clean
 
 deps:
 	@deploy/deps.sh
@@ -49,6 +49,7 @@ demo-stop:
 
 test: build
 	@go build -o bin/redoubt-demo ./integration/demo
+	@go build -o bin/redoubt-chaos ./integration/chaos
 	@integration/test.sh
 
 unit: build
@@ -63,7 +64,15 @@ script: build
 # With real processes in network namespaces; nothing else should run meanwhile.
 net: build
 	go build -o bin/redoubt-demo ./integration/demo
+	go build -o bin/redoubt-chaos ./integration/chaos
 	REDOUBT_NET=1 go test -v -p 1 -count=1 -timeout 25m ./integration/net/...
+
+# Kill and stop everything, for so long: make chaos T=20m. From 20 minutes on
+# every kind of fault must have been made at least five times.
+T ?= 2m
+chaos: build
+	@go build -o bin/redoubt-chaos ./integration/chaos
+	@exec bin/redoubt-chaos -t $(T) $(CHAOS)
 
 bench: build
 	go run ./integration/bench

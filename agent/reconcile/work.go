@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -163,6 +164,7 @@ func (l *Loop) bringUp(ctx context.Context, f store.Facts, as *Assignment) (stor
 	}
 	spec.Netns, spec.ResolvConf, spec.Hosts = at.Netns, at.ResolvConf, at.Hosts
 	spec.Hostname = as.Instance
+	spec.Env = append(slices.Clone(as.Container.Env), l.whoami(as)...)
 	spec.LogPath = l.d.LogPath(as.UID)
 	spec.Labels = map[string]string{
 		LabelUID: as.UID, LabelAttempt: strconv.FormatUint(f.Attempt, 10),
@@ -182,6 +184,15 @@ func (l *Loop) bringUp(ctx context.Context, f store.Facts, as *Assignment) (stor
 	}
 	l.measure(ctx, f, c)
 	return f, nil
+}
+
+// whoami tells a workload who it is. What it is told so cannot be set by its
+// file.
+func (l *Loop) whoami(as *Assignment) []string {
+	return []string{
+		"REDOUBT_NAMESPACE=" + as.Namespace, "REDOUBT_WORKLOAD=" + as.Workload, "REDOUBT_INSTANCE=" + as.Instance,
+		"REDOUBT_INSTANCE_UID=" + as.UID, "REDOUBT_FENCE=" + strconv.FormatUint(as.Fence.Index, 10),
+	}
 }
 
 // measure adds what the live boundary process shows. What could not be

@@ -37,7 +37,7 @@ func alone(t *testing.T) string {
 		t.Skip("needs root: network namespaces")
 	}
 	dir := clone(t)
-	for _, name := range []string{"redoubt", "redoubt-demo"} {
+	for _, name := range []string{"redoubt", "redoubt-demo", "redoubt-chaos"} {
 		if _, err := os.Stat(filepath.Join(dir, "bin", name)); err != nil {
 			t.Fatalf("%v: run `make net`, which builds it", err)
 		}

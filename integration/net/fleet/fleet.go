@@ -30,6 +30,11 @@ type Config struct {
 	SVIDTTL time.Duration
 	// Heartbeat is how often agents speak; after three they count as silent.
 	Heartbeat time.Duration
+	// Supervisor is a command that every daemon's is given to as arguments, and
+	// that starts it again when it ends; none: daemons are started bare.
+	Supervisor []string
+	// AgentArgs are further flags of every agent.
+	AgentArgs []string
 }
 
 // TrustDomain of every fleet made here.
@@ -213,8 +218,9 @@ func (f *Fleet) AgentRun(node string) []string {
 	for _, s := range f.cfg.Plan.Servers {
 		join = append(join, f.cfg.Plan.Address(s)+":7452")
 	}
-	return []string{"agent", "--data-dir", f.Path(node), "--runtimes-dir", f.Path("runtimes"), "--node", node, "--site", f.cfg.Plan.SiteOf(node),
+	args := []string{"agent", "--data-dir", f.Path(node), "--runtimes-dir", f.Path("runtimes"), "--node", node, "--site", f.cfg.Plan.SiteOf(node),
 		"--address", f.cfg.Plan.Address(node), "--join", strings.Join(join, ","), "--token-file", f.Path(node + ".token")}
+	return append(args, f.cfg.AgentArgs...)
 }
 
 // DaemonArgs is what runs as a daemon of this name: a server or an agent.

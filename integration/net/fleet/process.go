@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -47,7 +48,8 @@ func (f *Fleet) Start(name string) (*Daemon, error) {
 		return nil, err
 	}
 	defer log.Close()
-	cmd := exec.Command(f.cfg.Binary, args...)
+	words := slices.Concat(f.cfg.Supervisor, []string{f.cfg.Binary}, args)
+	cmd := exec.Command(words[0], words[1:]...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = f.cfg.Clone, log, log
 	cmd.Env = f.env()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

@@ -1,0 +1,254 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"redoubt.dev/redoubt/integration/net/fleet"
+	"redoubt.dev/redoubt/integration/net/topology"
+)
+
+func main() {
+	if len(os.Args) > 2 && os.Args[1] == "supervise" {
+		if err := supervise(os.Args[2:]); err != nil {
+			fmt.Fprintln(os.Stderr, "supervisor:", err)
+			os.Exit(1)
+		}
+		return
+	}
+	long := flag.Duration("t", time.Minute, "for how long faults are made")
+	least := flag.Int("least", -1, "how many faults each cell must have had; by default five in a run of twenty minutes, none in a shorter one")
+	total := flag.Int("faults", -1, "how many faults there must have been in all; by default one for every three seconds, and 500 in twenty minutes")
+	dir := flag.String("dir", ".chaos", "where the fleet keeps its data")
+	evidence := flag.String("evidence", "", "a `FILE` for every fault as a line of JSON")
+	verbose := flag.Bool("v", false, "tell every fault as it is made")
+	flag.Parse()
+	if *least < 0 {
+		*least = int(*long/(20*time.Minute)) * 5
+	}
+	if *total < 0 {
+		*total = max(int(*long/(3*time.Second)), int(*long/(20*time.Minute))*500)
+	}
+	ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer cancel()
+	level := slog.LevelError
+	if *verbose {
+		level = slog.LevelInfo
+	}
+	c := &chaos{
+		log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})), cells: cells(),
+		count: map[string]int{}, going: map[string]int{}, missed: map[string]int{}, hosts: map[string]*host{},
+	}
+	err := c.harm(ctx, *dir, *long)
+	if err == nil {
+		err = c.report(os.Stdout, *long, *least, *total)
+	}
+	if *evidence != "" {
+		err = errors.Join(err, c.keep(*evidence))
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "chaos:", err)
+		os.Exit(1)
+	}
+}
+
+// harm brings a fleet up, harms it for so long, judges, and takes it away.
+func (c *chaos) harm(ctx context.Context, dir string, long time.Duration) (err error) {
+	if os.Getuid() != 0 {
+		return errors.New("it needs root: it makes network namespaces and kills what runs in them")
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return err
+	}
+	plan := topology.Plan{Prefix: "rd-cha", Net: 81, Servers: []string{"s1", "s2", "s3"}}
+	for _, site := range []string{"bodo", "molde", "tromso"} {
+		plan.Sites = append(plan.Sites, topology.Site{Name: site, Nodes: []string{site + "-1"}})
+	}
+	c.Fleet, err = fleet.New(fleet.Config{
+		Clone: ".", Binary: filepath.Join("bin", "redoubt"), Dir: dir, SVIDTTL: time.Hour, Heartbeat: time.Second, Plan: plan,
+		Supervisor: []string{self, "supervise"},
+		AgentArgs:  []string{"--allow-host-path", filepath.Join(abs, "beacon"), "--allow-host-path", filepath.Join(abs, "heard")},
+	})
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if c.Left() {
+		if _, err := c.Down(ctx); err != nil {
+			return err
+		}
+	}
+	defer func() {
+		forced, e := c.Down(context.WithoutCancel(ctx))
+		for _, f := range forced {
+			c.say("at the end this had to be removed by force: %s", f)
+		}
+		err = errors.Join(err, e)
+	}()
+	dirs := map[string]string{}
+	for _, n := range plan.Nodes() {
+		if c.hosts[n], err = c.open(n); err != nil {
+			return err
+		}
+		dirs[n] = c.hosts[n].runs
+	}
+	c.rec = newRecorder(dirs)
+	build := exec.CommandContext(ctx, "go", "build", "-o", filepath.Join(abs, "beacon", "beacon"), "./integration/chaos/beacon")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		return fmt.Errorf("build the beacon: %w: %s", err, out)
+	}
+	if err := c.Up(ctx); err != nil {
+		return err
+	}
+	steady := map[string]string{}
+	for _, n := range plan.Nodes() {
+		if steady[n], err = c.begin(ctx, n); err != nil {
+			return err
+		}
+	}
+
+	over, cancel := context.WithTimeout(ctx, long)
+	defer cancel()
+	var all sync.WaitGroup
+	for n, h := range c.hosts {
+		all.Go(func() { c.harmNode(ctx, over, h, steady[n]) })
+	}
+	all.Go(func() { c.harmServers(ctx, over) })
+	all.Wait()
+	if ctx.Err() != nil {
+		return errors.New("interrupted")
+	}
+	c.conclude(steady)
+	return nil
+}
+
+// begin applies the workload that runs on a node all along.
+func (c *chaos) begin(ctx context.Context, node string) (uid string, err error) {
+	name := "steady-" + node
+	w, err := c.file(name, node, "{ replace: Eager, lostAfter: 5m }")
+	if err != nil {
+		return "", err
+	}
+	from, err := c.apply(ctx, w)
+	if err != nil {
+		return "", err
+	}
+	c.promises = append(c.promises, promise{workload: name, from: from, within: withinStart})
+	if !until(withinStart, 50*time.Millisecond, func() bool {
+		for _, s := range c.rec.look("") {
+			if s.node == node {
+				uid = s.uid
+			}
+		}
+		return uid != ""
+	}) {
+		return "", fmt.Errorf("%s was not heard within %v", name, withinStart)
+	}
+	return uid, nil
+}
+
+// conclude holds all that was heard against all that was promised.
+func (c *chaos) conclude(steady map[string]string) {
+	end := time.Now()
+	heard := c.rec.look("")
+	byWorkload := map[string][]start{}
+	for _, s := range heard {
+		// An instance's name is its workload's with a number.
+		name := s.instance[:strings.LastIndexByte(s.instance, '-')]
+		byWorkload[name] = append(byWorkload[name], s)
+	}
+	for _, bad := range c.rec.bad {
+		c.say("recorder: %s", bad)
+	}
+	for _, v := range judge(byWorkload, c.promises, c.blows, end) {
+		c.say("%s", v)
+	}
+	for node := range steady {
+		p := c.promises[slices.IndexFunc(c.promises, func(p promise) bool { return p.workload == "steady-"+node })]
+		beats := 0
+		for _, s := range byWorkload[p.workload] {
+			beats += len(s.beats)
+		}
+		if want := int(end.Sub(p.from)/(100*time.Millisecond)) / 2; beats < want {
+			c.say("%s was heard %d times, fewer than the %d that this run needs to mean anything", p.workload, beats, want)
+		}
+	}
+}
+
+// report prints the matrix, and returns an error if the run failed.
+func (c *chaos) report(w io.Writer, long time.Duration, least, total int) error {
+	fmt.Fprintf(w, "%-44s %6s %8s %8s %8s\n", "CELL", "FAULTS", "MEDIAN", "WORST", "STATED")
+	few := 0
+	for _, k := range c.cells {
+		var took []time.Duration
+		for _, f := range c.faults {
+			if f.Cell == k.String() {
+				took = append(took, f.Took)
+			}
+		}
+		slices.Sort(took)
+		median, worst := "-", "-"
+		if n := len(took); n > 0 {
+			median, worst = seconds(took[n/2]), seconds(took[n-1])
+		}
+		if len(took) < least {
+			few++
+		}
+		fmt.Fprintf(w, "%-44s %6d %8s %8s %8s\n", k, len(took), median, worst, seconds(k.within))
+	}
+	beats, starts := 0, c.rec.look("")
+	for _, s := range starts {
+		beats += len(s.beats)
+	}
+	fmt.Fprintf(w, "\n%d faults in %v; %d starts of %d workloads were heard %d times.\n", len(c.faults), long, len(starts), len(c.promises), beats)
+	for _, v := range c.verdicts {
+		fmt.Fprintln(w, "✗ "+v)
+	}
+	switch {
+	case len(c.verdicts) > 0:
+		return fmt.Errorf("%d things were not as promised", len(c.verdicts))
+	case few > 0:
+		return fmt.Errorf("%d cells had fewer than %d faults", few, least)
+	case len(c.faults) < total:
+		return fmt.Errorf("%d faults, %d are needed", len(c.faults), total)
+	}
+	fmt.Fprintln(w, "✓ Nothing ran twice, nothing was lost, nothing was left.")
+	return nil
+}
+
+func seconds(d time.Duration) string { return fmt.Sprintf("%.1f s", d.Seconds()) }
+
+func (c *chaos) keep(path string) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	e := json.NewEncoder(f)
+	for _, fault := range c.faults {
+		if err := e.Encode(fault); err != nil {
+			return err
+		}
+	}
+	return f.Close()
+}
