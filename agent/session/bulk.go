@@ -55,6 +55,12 @@ func (s *Session) attach(ctx context.Context, o *redoubtv1.StreamOpen) error {
 	if err := stream.Send(&redoubtv1.AttachRequest{Message: &redoubtv1.AttachRequest_StreamId{StreamId: o.GetStreamId()}}); err != nil {
 		return err
 	}
+	if o.GetConfirms() {
+		paired, err := confirmed(stream)
+		if err != nil || !paired {
+			return err
+		}
+	}
 	watch.Stop()
 
 	out := &outlet{stream: stream}
@@ -83,6 +89,21 @@ func (s *Session) attach(ctx context.Context, o *redoubtv1.StreamOpen) error {
 	defer linger.Stop()
 	out.drained(stream)
 	return nil
+}
+
+// confirmed waits for the server's word that a caller is there. A caller that
+// went while this agent dialled must not have begun anything.
+func confirmed(stream grpc.BidiStreamingClient[redoubtv1.AttachRequest, redoubtv1.AttachResponse]) (bool, error) {
+	m, err := stream.Recv()
+	switch {
+	case errors.Is(err, io.EOF) || status.Code(err) == codes.NotFound:
+		return false, nil // the caller has gone
+	case err != nil:
+		return false, err
+	case !m.GetPaired():
+		return false, fmt.Errorf("the server's first message on a stream is %T, not that it is paired", m.GetMessage())
+	}
+	return true, nil
 }
 
 func (s *Session) serve(ctx context.Context, cancel context.CancelFunc, stream grpc.BidiStreamingClient[redoubtv1.AttachRequest, redoubtv1.AttachResponse], out *outlet, o *redoubtv1.StreamOpen) error {

@@ -613,6 +613,51 @@ func TestExecEndsWhenItsUserGoes(t *testing.T) {
 	})
 }
 
+// An agent begins nothing before the server has said that a caller is there; a
+// server that is older does not say it.
+func TestNothingBeginsForACallerWhoHasGone(t *testing.T) {
+	for name, tt := range map[string]struct {
+		confirms bool
+		say      *redoubtv1.AttachResponse
+		runs     bool
+	}{
+		"the caller is there":        {true, &redoubtv1.AttachResponse{Message: &redoubtv1.AttachResponse_Paired{Paired: true}}, true},
+		"the caller has gone":        {true, nil, false},
+		"another word comes first":   {true, execRequest(&redoubtv1.ExecRequest{}), false},
+		"a server that says no such": {false, nil, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var ran atomic.Bool
+				open := &redoubtv1.StreamOpen{Confirms: tt.confirms, Request: &redoubtv1.StreamOpen_Exec{Exec: &redoubtv1.ExecStart{Command: []string{"x"}}}}
+				attached(t, open, &bulk{exec: func(context.Context, string, driver.ExecSpec, driver.Streams, func(string)) (int, error) {
+					ran.Store(true)
+					return 0, nil
+				}}, func(s redoubtv1.AgentService_AttachServer) error {
+					time.Sleep(time.Second)
+					if tt.confirms && ran.Load() {
+						t.Error("it began before the server said anything")
+					}
+					if tt.say == nil && tt.confirms {
+						return nil
+					}
+					if tt.say != nil {
+						_ = s.Send(tt.say)
+					}
+					for {
+						if _, err := s.Recv(); err != nil {
+							return nil
+						}
+					}
+				})
+				if ran.Load() != tt.runs {
+					t.Errorf("began: %v", ran.Load())
+				}
+			})
+		})
+	}
+}
+
 func TestErrorsReachTheUser(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var got *redoubtv1.AttachError

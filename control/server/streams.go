@@ -112,7 +112,7 @@ func (s *Server) open(ctx context.Context, node string, open *redoubtv1.StreamOp
 		return nil, nil, err
 	}
 	release := func() { s.streams.release(id, w) }
-	open.StreamId, open.ServerAddress, open.ServerId = id, s.cfg.AdvertiseAPI, s.cfg.ID
+	open.StreamId, open.ServerAddress, open.ServerId, open.Confirms = id, s.cfg.AdvertiseAPI, s.cfg.ID, true
 	if err := s.passOpen(ctx, node, open); err != nil {
 		release()
 		return nil, nil, err
@@ -121,6 +121,15 @@ func (s *Server) open(ctx context.Context, node string, open *redoubtv1.StreamOp
 	defer timer.Stop()
 	select {
 	case st := <-w.attached:
+		// The agent begins nothing for a caller that has gone meanwhile.
+		err := ctx.Err()
+		if err == nil {
+			err = st.Send(&redoubtv1.AttachResponse{Message: &redoubtv1.AttachResponse_Paired{Paired: true}})
+		}
+		if err != nil {
+			release()
+			return nil, nil, status.Errorf(codes.Unavailable, "the stream to node %s broke: %v", node, cause(err))
+		}
 		return st, release, nil
 	case <-timer.C:
 		release()
@@ -318,9 +327,13 @@ type instanceRef struct {
 	UID, Instance, Node string
 }
 
+// cause of an agent's stream that ended before its time.
 func cause(err error) string {
-	if err == io.EOF {
+	switch {
+	case err == io.EOF:
 		return "it ended early"
+	case status.Code(err) == codes.Canceled:
+		return "its agent, or the connection to it, has ended"
 	}
 	return status.Convert(err).Message()
 }

@@ -1187,7 +1187,10 @@ type StreamOpen struct {
 	//
 	//	*StreamOpen_Exec
 	//	*StreamOpen_Logs
-	Request       isStreamOpen_Request `protobuf_oneof:"request"`
+	Request isStreamOpen_Request `protobuf_oneof:"request"`
+	// confirms: the server sends paired on the Attach stream once it has joined
+	// it to a caller that is still there. Nothing is begun before.
+	Confirms      bool `protobuf:"varint,8,opt,name=confirms,proto3" json:"confirms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1273,6 +1276,13 @@ func (x *StreamOpen) GetLogs() *LogsRequest {
 		}
 	}
 	return nil
+}
+
+func (x *StreamOpen) GetConfirms() bool {
+	if x != nil {
+		return x.Confirms
+	}
+	return false
 }
 
 type isStreamOpen_Request interface {
@@ -1508,6 +1518,7 @@ type AttachResponse struct {
 	// Types that are valid to be assigned to Message:
 	//
 	//	*AttachResponse_Exec
+	//	*AttachResponse_Paired
 	Message       isAttachResponse_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1559,6 +1570,15 @@ func (x *AttachResponse) GetExec() *ExecRequest {
 	return nil
 }
 
+func (x *AttachResponse) GetPaired() bool {
+	if x != nil {
+		if x, ok := x.Message.(*AttachResponse_Paired); ok {
+			return x.Paired
+		}
+	}
+	return false
+}
+
 type isAttachResponse_Message interface {
 	isAttachResponse_Message()
 }
@@ -1567,7 +1587,14 @@ type AttachResponse_Exec struct {
 	Exec *ExecRequest `protobuf:"bytes,1,opt,name=exec,proto3,oneof"`
 }
 
+type AttachResponse_Paired struct {
+	// paired is the first message, if the StreamOpen says confirms.
+	Paired bool `protobuf:"varint,3,opt,name=paired,proto3,oneof"`
+}
+
 func (*AttachResponse_Exec) isAttachResponse_Message() {}
+
+func (*AttachResponse_Paired) isAttachResponse_Message() {}
 
 type RenewNodeIdentityRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1750,7 +1777,7 @@ const file_redoubt_v1_agent_proto_rawDesc = "" +
 	"\fHeartbeatAck\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x12\n" +
 	"\x04term\x18\x02 \x01(\x04R\x04term\"\r\n" +
-	"\vFetchReport\"\xe6\x01\n" +
+	"\vFetchReport\"\x82\x02\n" +
 	"\n" +
 	"StreamOpen\x12\x1b\n" +
 	"\tstream_id\x18\x01 \x01(\tR\bstreamId\x12%\n" +
@@ -1758,7 +1785,8 @@ const file_redoubt_v1_agent_proto_rawDesc = "" +
 	"\tserver_id\x18\x03 \x01(\tR\bserverId\x12\x10\n" +
 	"\x03uid\x18\x04 \x01(\tR\x03uid\x12+\n" +
 	"\x04exec\x18\x05 \x01(\v2\x15.redoubt.v1.ExecStartH\x00R\x04exec\x12-\n" +
-	"\x04logs\x18\x06 \x01(\v2\x17.redoubt.v1.LogsRequestH\x00R\x04logsB\t\n" +
+	"\x04logs\x18\x06 \x01(\v2\x17.redoubt.v1.LogsRequestH\x00R\x04logs\x12\x1a\n" +
+	"\bconfirms\x18\b \x01(\bR\bconfirmsB\t\n" +
 	"\arequest\"!\n" +
 	"\aGoodbye\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\"\xb0\x01\n" +
@@ -1770,9 +1798,10 @@ const file_redoubt_v1_agent_proto_rawDesc = "" +
 	"\amessage\";\n" +
 	"\vAttachError\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\rR\x04code\x12\x18\n" +
-	"\amessage\x18\x02 \x01(\tR\amessage\"J\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\"d\n" +
 	"\x0eAttachResponse\x12-\n" +
-	"\x04exec\x18\x01 \x01(\v2\x17.redoubt.v1.ExecRequestH\x00R\x04execB\t\n" +
+	"\x04exec\x18\x01 \x01(\v2\x17.redoubt.v1.ExecRequestH\x00R\x04exec\x12\x18\n" +
+	"\x06paired\x18\x03 \x01(\bH\x00R\x06pairedB\t\n" +
 	"\amessage\",\n" +
 	"\x18RenewNodeIdentityRequest\x12\x10\n" +
 	"\x03csr\x18\x01 \x01(\fR\x03csr\"W\n" +
@@ -1910,6 +1939,7 @@ func file_redoubt_v1_agent_proto_init() {
 	}
 	file_redoubt_v1_agent_proto_msgTypes[18].OneofWrappers = []any{
 		(*AttachResponse_Exec)(nil),
+		(*AttachResponse_Paired)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
