@@ -59,6 +59,13 @@ func TestAWorkloadReachesAnAgentAtAFollowerAndItsStatusComesBack(t *testing.T) {
 		}
 		return err
 	})
+	svid, err := n.src.GetX509SVID()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r, err := fleet.GetNode(c.ctx(), &redoubtv1.GetNodeRequest{Id: "oslo-1"}); err != nil || !r.GetNode().GetSvidExpires().AsTime().Equal(svid.Certificates[0].NotAfter) {
+		t.Errorf("its certificate ends %v, %v; want %v", r.GetNode().GetSvidExpires().AsTime(), err, svid.Certificates[0].NotAfter)
+	}
 	applied, err := fleet.ApplyWorkload(c.ctx(), &redoubtv1.ApplyWorkloadRequest{Workload: service("web", 1), CommandId: "one"})
 	if err != nil {
 		t.Fatal(err)
@@ -71,7 +78,15 @@ func TestAWorkloadReachesAnAgentAtAFollowerAndItsStatusComesBack(t *testing.T) {
 	if a.GetRuntime() != "gvisor" || a.GetInstance() != "web-1" || a.GetFence().GetIndex() == 0 || a.GetSpec().GetName() != "web" {
 		t.Fatalf("assigned %v", a)
 	}
-	st := &redoubtv1.InstanceStatus{Uid: a.GetUid(), Fence: a.GetFence(), Sequence: 1, Phase: redoubtv1.InstancePhase_INSTANCE_PHASE_RUNNING, Pid: 42, Runtime: "gvisor"}
+	st := &redoubtv1.InstanceStatus{Uid: a.GetUid(), Fence: a.GetFence(), Sequence: 1, Phase: redoubtv1.InstancePhase_INSTANCE_PHASE_STARTING, Message: "no such image"}
+	if err := s.status(6, st); err != nil {
+		t.Fatal(err)
+	}
+	s.until("status ack", func(m *redoubtv1.SessionResponse) bool { return m.GetStatusAck().GetSequence() == 6 })
+	if l, err := fleet.ListWorkloads(c.ctx(), &redoubtv1.ListWorkloadsRequest{}); err != nil || l.GetWorkloads()[0].GetStatus().GetWhy() != "web-1: no such image" {
+		t.Errorf("while its image is missing the list says %v, %v", l, err)
+	}
+	st.Sequence, st.Phase, st.Message, st.Pid, st.Runtime = 2, redoubtv1.InstancePhase_INSTANCE_PHASE_RUNNING, "", 42, "gvisor"
 	if err := s.status(7, st); err != nil {
 		t.Fatal(err)
 	}
@@ -89,7 +104,7 @@ func TestAWorkloadReachesAnAgentAtAFollowerAndItsStatusComesBack(t *testing.T) {
 	s.until("stop", func(m *redoubtv1.SessionResponse) bool {
 		return assigned(m) && m.GetAssignments().GetUpdated()[0].GetStop()
 	})
-	st.Sequence, st.Phase = 2, redoubtv1.InstancePhase_INSTANCE_PHASE_STOPPED
+	st.Sequence, st.Phase = 3, redoubtv1.InstancePhase_INSTANCE_PHASE_STOPPED
 	if err := s.status(8, st); err != nil {
 		t.Fatal(err)
 	}

@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
 
@@ -27,14 +26,6 @@ func openLinks(names names, host *namespace) (*links, error) {
 		return nil, err
 	}
 	return &links{names: names, host: h}, nil
-}
-
-func handleAt(ns *namespace, families ...int) (*netlink.Handle, error) {
-	h, err := netlink.NewHandleAt(netns.NsHandle(ns.fd.Fd()), families...)
-	if err != nil {
-		return nil, fmt.Errorf("open netlink in %s: %w", ns.fd.Name(), err)
-	}
-	return h, nil
 }
 
 func (l *links) close() {
@@ -177,18 +168,6 @@ func (l *links) ensureHost(alias string, address netip.Prefix, in *namespace) (c
 	return changed, up(l.host, host)
 }
 
-// up also brings back the route of the host's link, which a link that was set
-// down has lost.
-func up(h *netlink.Handle, link netlink.Link) error {
-	if link.Attrs().Flags&net.FlagUp != 0 {
-		return nil
-	}
-	if err := h.LinkSetUp(link); err != nil {
-		return fmt.Errorf("bring up link %s: %w", link.Attrs().Name, err)
-	}
-	return nil
-}
-
 // connect makes the instance's port and its eth0 in ns.
 func (l *links) connect(instance string, ns *namespace, address netip.Prefix, gw netip.Addr, mtu int) error {
 	port := l.names.port(instance)
@@ -268,56 +247,6 @@ func (l *links) disconnect(instance string, addr netip.Addr) error {
 	return nil
 }
 
-// forget drops the connections that the host tracks to or from addr, so that
-// they do not reach whoever gets the address or the port next.
-func (l *links) forget(addrs netip.Prefix) error {
-	from, to := &netlink.ConntrackFilter{}, &netlink.ConntrackFilter{}
-	if err := errors.Join(
-		from.AddIPNet(netlink.ConntrackOrigSrcIP, ipnet(addrs)),
-		to.AddIPNet(netlink.ConntrackReplySrcIP, ipnet(addrs)),
-	); err != nil {
-		return err
-	}
-	if _, err := l.host.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, from, to); err != nil && !gone(err) {
-		return fmt.Errorf("forget connections of %s: %w", addrs, err)
-	}
-	return nil
-}
-
-// forgetPorts drops the tracked flows to the published UDP ports.
-func (l *links) forgetPorts(ports []Port) error {
-	var filters []netlink.CustomConntrackFilter
-	for _, p := range ports {
-		if p.Protocol != "udp" {
-			continue
-		}
-		f := &netlink.ConntrackFilter{}
-		if err := errors.Join(f.AddProtocol(unix.IPPROTO_UDP), f.AddPort(netlink.ConntrackOrigDstPort, p.Host)); err != nil {
-			return err
-		}
-		filters = append(filters, f)
-	}
-	if _, err := l.host.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, filters...); err != nil && !gone(err) {
-		return fmt.Errorf("forget flows to published ports: %w", err)
-	}
-	return nil
-}
-
-// addresses are the host's own.
-func (l *links) addresses() ([]netip.Addr, error) {
-	all, err := retry(func() ([]netlink.Addr, error) { return l.host.AddrList(nil, netlink.FAMILY_V4) })
-	if err != nil {
-		return nil, fmt.Errorf("list addresses: %w", err)
-	}
-	var out []netip.Addr
-	for _, a := range all {
-		if p, ok := prefix(a.IPNet); ok {
-			out = append(out, p.Addr())
-		}
-	}
-	return out, nil
-}
-
 // ports lists the names of the instance ports that are there.
 func (l *links) ports() ([]string, error) {
 	all, err := list(l.inside)
@@ -389,113 +318,4 @@ func loopbackUp() error {
 		return fmt.Errorf("bring up loopback: %w", err)
 	}
 	return nil
-}
-
-// routed lists what the host reaches by itself or by a route other than the
-// default one.
-func (l *links) routed() ([]netip.Prefix, error) {
-	all := &netlink.Route{Table: unix.RT_TABLE_UNSPEC}
-	routes, err := retry(func() ([]netlink.Route, error) {
-		return l.host.RouteListFiltered(netlink.FAMILY_V4, all, netlink.RT_FILTER_TABLE)
-	})
-	if err != nil {
-		return nil, fmt.Errorf("list routes: %w", err)
-	}
-	own, err := find(l.host, l.names.host)
-	if err != nil {
-		return nil, err
-	}
-	var out []netip.Prefix
-	for _, r := range routes {
-		if r.Dst == nil || own != nil && r.LinkIndex == own.Attrs().Index {
-			continue
-		}
-		if p, ok := prefix(r.Dst); ok && p.Bits() > 0 {
-			out = append(out, p)
-		}
-	}
-	return out, nil
-}
-
-// uplinkMTU is the MTU of the link that the default route uses.
-func (l *links) uplinkMTU() (int, error) {
-	routes, err := retry(func() ([]netlink.Route, error) { return l.host.RouteList(nil, netlink.FAMILY_V4) })
-	if err != nil {
-		return 0, fmt.Errorf("list routes: %w", err)
-	}
-	best, metric := 0, 0
-	for _, r := range routes {
-		isDefault := r.Dst == nil || r.Dst.IP.IsUnspecified()
-		if isDefault && r.LinkIndex > 0 && (best == 0 || r.Priority < metric) {
-			best, metric = r.LinkIndex, r.Priority
-		}
-	}
-	if best != 0 {
-		if link, err := l.host.LinkByIndex(best); err == nil && link.Attrs().MTU >= 576 {
-			return min(link.Attrs().MTU, 65535), nil
-		}
-	}
-	return 1500, nil
-}
-
-func attrs(name string, mtu int) netlink.LinkAttrs {
-	a := netlink.NewLinkAttrs()
-	a.Name, a.MTU = name, mtu
-	return a
-}
-
-func find(h *netlink.Handle, name string) (netlink.Link, error) {
-	link, err := h.LinkByName(name)
-	var missing netlink.LinkNotFoundError
-	switch {
-	case errors.As(err, &missing):
-		return nil, nil
-	case err != nil:
-		return nil, fmt.Errorf("find link %s: %w", name, err)
-	}
-	return link, nil
-}
-
-func remove(h *netlink.Handle, name string) error {
-	link, err := find(h, name)
-	if err != nil || link == nil {
-		return err
-	}
-	if err := h.LinkDel(link); err != nil && !gone(err) {
-		return fmt.Errorf("remove link %s: %w", name, err)
-	}
-	return nil
-}
-
-func list(h *netlink.Handle) ([]netlink.Link, error) {
-	all, err := retry(h.LinkList)
-	if err != nil {
-		return nil, fmt.Errorf("list links: %w", err)
-	}
-	return all, nil
-}
-
-// retry asks again when the kernel says that the answer changed while it was
-// being given; the last such answer is as good as any.
-func retry[T any](dump func() (T, error)) (v T, err error) {
-	for range 5 {
-		if v, err = dump(); !errors.Is(err, netlink.ErrDumpInterrupted) {
-			return v, err
-		}
-	}
-	return v, nil
-}
-
-func gone(err error) bool {
-	return errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH)
-}
-
-func ipnet(p netip.Prefix) *net.IPNet {
-	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), 32)}
-}
-
-func prefix(n *net.IPNet) (netip.Prefix, bool) {
-	a, ok := netip.AddrFromSlice(n.IP.To4())
-	ones, _ := n.Mask.Size()
-	return netip.PrefixFrom(a, ones), ok
 }

@@ -99,7 +99,7 @@ func (n *Node) leadership() (term uint64, changed <-chan struct{}) {
 }
 
 // LeaderChanged closes when another leader is known, none is, or this server
-// gains or loses leadership.
+// gains or loses leadership, or its store fails or can be written again.
 func (n *Node) LeaderChanged() <-chan struct{} {
 	_, changed := n.leadership()
 	return changed

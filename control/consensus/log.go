@@ -2,6 +2,7 @@ package consensus
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -9,7 +10,8 @@ import (
 	"github.com/hashicorp/go-hclog"
 )
 
-// hclogger makes Raft write to logger. Raft tells its own story at Info; for
+// hclogger makes Raft write to logger. That a connection has to be dialled anew
+// because its certificate ends is planned, and no error: Debug. Raft tells its own story at Info; for
 // the server that is Debug, since what matters of it (who leads) is logged here.
 func hclogger(logger *slog.Logger) hclog.Logger {
 	l := hclog.NewInterceptLogger(&hclog.LoggerOptions{Name: "raft", Level: hclog.Off, Output: io.Discard})
@@ -26,6 +28,11 @@ func (s sink) Accept(name string, level hclog.Level, msg string, args ...any) {
 		at = slog.LevelWarn
 	case hclog.Error:
 		at = slog.LevelError
+	}
+	for _, a := range args {
+		if err, ok := a.(error); ok && errors.Is(err, errDraining) {
+			at = slog.LevelDebug
+		}
 	}
 	ctx := context.Background()
 	if !s.logger.Enabled(ctx, at) {

@@ -61,6 +61,7 @@ type Node struct {
 	cfg       Config
 	store     *state.Store
 	storage   *Storage
+	guard     *guard
 	log       *slog.Logger
 	raftLog   hclog.Logger
 	raftCfg   *raft.Config
@@ -73,7 +74,7 @@ type Node struct {
 	raft    *raft.Raft // nil unless running
 	ran     bool
 	term    uint64        // that this server leads, its barrier applied; 0: none
-	changed chan struct{} // closed when term or the known leader changes
+	changed chan struct{} // closed when term, the known leader or the store's failure changes
 }
 
 // Open claims the data directory and opens what is in it. It takes no part in
@@ -117,6 +118,11 @@ func Open(cfg Config) (*Node, error) {
 		}
 		n.storage = s
 	}
+	n.guard = newGuard(n.storage, cfg.Logger.With("server", cfg.ServerID), func() {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.broadcast()
+	})
 	return n, nil
 }
 
@@ -174,7 +180,7 @@ func (n *Node) Run(ctx context.Context) error {
 	n.mu.Unlock()
 
 	trans, closeTransport := n.transport()
-	r, err := raft.NewRaft(n.raftCfg, n.store.FSM(), n.storage.Logs, n.storage.Stable, n.storage.Snapshots, trans)
+	r, err := raft.NewRaft(n.raftCfg, n.store.FSM(), n.guard, n.guard, n.storage.Snapshots, trans)
 	if err != nil {
 		return errors.Join(fmt.Errorf("start Raft on server %s: %w", n.cfg.ServerID, err), closeTransport(), n.storage.close())
 	}
@@ -197,6 +203,7 @@ func (n *Node) Run(ctx context.Context) error {
 
 	<-ctx.Done()
 	n.handOver(r)
+	n.guard.close()
 	err = r.Shutdown().Error()
 	n.mu.Lock()
 	n.raft = nil
@@ -241,7 +248,8 @@ func (n *Node) handOver(r *raft.Raft) {
 	ctx, cancel := context.WithTimeout(context.Background(), n.cfg.HandOver)
 	defer cancel()
 	if err := n.await(ctx, r.LeadershipTransfer()); err != nil {
-		n.log.Warn("leadership was not handed over", "server", n.cfg.ServerID, "err", err)
+		// When all stop together there is nobody to hand it to.
+		n.log.Info("leadership was not handed over", "server", n.cfg.ServerID, "err", err)
 	}
 }
 

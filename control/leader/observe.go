@@ -85,6 +85,9 @@ func (t *term) hear(req *redoubtv1.ObserveRequest, h *Heard) (ops []*redoubtv1.O
 			Silent: o.GetSilent().AsDuration(), Load: o.GetLoad(), ReportAge: o.GetReportAge().AsDuration(),
 			SessionAge: o.GetSessionAge().AsDuration(),
 		}
+		if o.GetSvidExpires() != nil {
+			w.SVIDExpires = o.GetSvidExpires().AsTime()
+		}
 		if o.GetReport() != nil {
 			report, err := state.ReportFromProto(o.GetReport())
 			if err != nil {

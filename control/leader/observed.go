@@ -50,6 +50,7 @@ type heard struct {
 	connected bool
 	server    string
 	opened    time.Time // its session; zero: not known
+	expires   time.Time // the certificate that it was opened with; zero: not known
 	load      uint32
 	// proven: when each runtime's canary ran, on this server's clock, by
 	// runtime and variant, as of report generation.
@@ -102,7 +103,9 @@ type Word struct {
 	Silent time.Duration
 	// SessionAge since the session was opened; 0: not known.
 	SessionAge time.Duration
-	Load       uint32
+	// SVIDExpires is the end of the session's certificate; zero: not known.
+	SVIDExpires time.Time
+	Load        uint32
 	// Report, if the word carries one, ReportAge after the server received it.
 	Report    *isolation.Report
 	ReportAge time.Duration
@@ -140,6 +143,7 @@ func (o *Observed) Hear(w Word, now time.Time) (younger string) {
 	}
 	fresh := !n.everHeard || !n.connected || moved
 	n.everHeard, n.connected, n.server, n.opened, n.load = true, true, w.Server, opened, w.Load
+	n.expires = w.SVIDExpires
 	if !n.suspected.IsZero() && at.After(n.suspected) {
 		n.suspected, n.suspecter = time.Time{}, ""
 		fresh = true
@@ -272,6 +276,8 @@ type View struct {
 	Server      string
 	Load        uint32
 	Hint        string
+	// SVIDExpires is the end of the certificate of its last session.
+	SVIDExpires time.Time
 	// Age of each runtime's proof; absent: none is known in this term.
 	Age func(isolation.Finding) (time.Duration, bool)
 }
@@ -298,7 +304,7 @@ func (o *Observed) View(node isolation.NodeID, site isolation.SiteID, reported, 
 	if !ok {
 		s = &siteHeard{connectedSince: o.started}
 	}
-	v := View{Silent: max(now.Sub(n.last), 0), Server: n.server, Load: n.load}
+	v := View{Silent: max(now.Sub(n.last), 0), Server: n.server, Load: n.load, SVIDExpires: n.expires}
 	since := n.last
 	if s.connectedSince.After(since) {
 		since = s.connectedSince

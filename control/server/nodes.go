@@ -64,7 +64,7 @@ func (s *fleetAPI) describeNode(view *state.View, n *fleet.Node) *redoubtv1.Node
 	v, leading := s.leader.View(n)
 	if leading {
 		out.State, out.Silent, out.Hint, out.SessionServer = redoubtv1.NodeState(v.State), durationpb.New(v.Silent), v.Hint, v.Server
-		out.Fresh = s.leader.Fresh(n, v)
+		out.Fresh, out.SvidExpires = s.leader.Fresh(n, v), timestamp(v.SVIDExpires)
 	}
 	if n.Report == nil {
 		return out
@@ -133,12 +133,12 @@ func (s *fleetAPI) ListServers(ctx context.Context, _ *redoubtv1.ListServersRequ
 		p.Voter = voters[srv.ID]
 		resp.Servers = append(resp.Servers, p)
 		if srv.ID == s.cfg.ID {
-			p.Leader, p.Reachable, p.AppliedIndex = true, true, s.store.Index()
+			p.Leader, p.Reachable, p.AppliedIndex, p.StoreFailure = true, true, s.store.Index(), s.consensus.StoreFailure()
 			continue
 		}
 		wg.Go(func() {
 			if st, err := s.peerStatus(ctx, peerRef{srv.ID, srv.APIAddress}); err == nil {
-				p.Reachable, p.AppliedIndex = true, st.GetAppliedIndex()
+				p.Reachable, p.AppliedIndex, p.StoreFailure = true, st.GetAppliedIndex(), st.GetStoreFailure()
 			}
 		})
 	}

@@ -87,10 +87,16 @@ func (s *peerAPI) GetStatus(ctx context.Context, _ *redoubtv1.GetStatusRequest) 
 			return nil, toStatus(err)
 		}
 	}
+	removed := false
+	if lead {
+		_, ok := s.store.Snapshot().Server(nil, callerFrom(ctx).Name())
+		removed = !ok
+	}
 	id, _ := s.leaderRef()
 	return &redoubtv1.GetStatusResponse{
 		Id: s.cfg.ID, Leader: lead, LeaderId: id.ID, Term: s.leader.Term(), AppliedIndex: s.store.Index(),
 		FeatureLevel: state.FeatureLevel, Version: s.cfg.Version,
+		CallerRemoved: removed, StoreFailure: s.consensus.StoreFailure(),
 	}, nil
 }
 

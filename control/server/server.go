@@ -201,19 +201,20 @@ func stop(g *grpc.Server) {
 	}
 }
 
-// watchHealth answers NOT_SERVING while no leader is known or the own SVID is
-// about to end.
+// watchHealth answers NOT_SERVING while no leader is known, the own SVID is
+// about to end, or the store cannot be written.
 func (s *Server) watchHealth(ctx context.Context, hs *health.Server) error {
 	for {
+		changed := s.consensus.LeaderChanged()
 		st := healthpb.HealthCheckResponse_NOT_SERVING
-		if _, ok := s.leaderRef(); ok && s.identityHealthy(time.Now()) {
+		if _, ok := s.leaderRef(); ok && s.identityHealthy(time.Now()) && s.consensus.StoreFailure() == "" {
 			st = healthpb.HealthCheckResponse_SERVING
 		}
 		hs.SetServingStatus("", st)
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-s.consensus.LeaderChanged():
+		case <-changed:
 		case <-time.After(5 * time.Second):
 		}
 	}

@@ -17,6 +17,7 @@ import (
 
 	"redoubt.dev/redoubt/control/fleet"
 	"redoubt.dev/redoubt/control/state"
+	"redoubt.dev/redoubt/identity"
 	"redoubt.dev/redoubt/isolation"
 	redoubtv1 "redoubt.dev/redoubt/proto/redoubt/v1"
 )
@@ -122,6 +123,7 @@ type session struct {
 	remote     string
 	hello      *redoubtv1.Hello
 	opened     time.Time
+	expires    time.Time // the node's certificate
 	out        chan *redoubtv1.SessionResponse
 	cancel     context.CancelCauseFunc
 
@@ -183,7 +185,7 @@ func (a *agentAPI) Session(stream sessionStream) error {
 	s := &session{
 		node: node, site: hello.GetSite(), hello: hello, remote: remoteOf(ctx),
 		out: make(chan *redoubtv1.SessionResponse, sessionQueue), cancel: cancel,
-		opened: time.Now(), dirty: true, last: time.Now(), statuses: map[string]*redoubtv1.InstanceStatus{}, hints: map[string]*redoubtv1.Hint{},
+		opened: time.Now(), expires: certificateEnd(ctx), dirty: true, last: time.Now(), statuses: map[string]*redoubtv1.InstanceStatus{}, hints: map[string]*redoubtv1.Hint{},
 	}
 	log := a.log.With("node", node, "site", s.site)
 	if older := a.sessions.add(s); older != nil {
@@ -461,6 +463,15 @@ func remoteOf(ctx context.Context) string {
 		return p.Addr.String()
 	}
 	return "?"
+}
+
+// certificateEnd is the end of the caller's certificate; zero: not known.
+func certificateEnd(ctx context.Context) time.Time {
+	p, err := identity.PeerFromContext(ctx)
+	if err != nil {
+		return time.Time{}
+	}
+	return p.Certificate.NotAfter
 }
 
 func errText(err error) string {

@@ -225,8 +225,25 @@ func (s *fleetAPI) describeWorkload(p *planned, w *fleet.StoredWorkload) *redoub
 	st.Desired = placement.Desired(p.input, w)
 	st.Why = e.Why()
 	st.Phase = phaseOf(w, st, starting)
+	if word := waitsFor(instances); word != "" && e.Pending == 0 {
+		st.Why = word
+	}
 	out.Status = st
 	return out
+}
+
+// waitsFor is what the first instance says that was placed and does not run:
+// that its image is missing, or why it ended and is to be started again.
+func waitsFor(instances []*fleet.Instance) string {
+	for _, i := range instances {
+		switch i.Status.Phase {
+		case fleet.InstanceAssigned, fleet.InstanceStarting, fleet.InstanceBackoff, fleet.InstanceRejected:
+			if !i.Stop && i.Status.Message != "" {
+				return i.Instance + ": " + i.Status.Message
+			}
+		}
+	}
+	return ""
 }
 
 // phaseOf sums a workload's instances up in a word.

@@ -35,14 +35,12 @@ func (a *app) listCommand(verb string) *cobra.Command {
 		}
 		return out.message(resp, func(t *table) {
 			t.head("NAME", "KIND", "PHASE", "READY", "ISOLATION", "AGE", "WHY")
+			t.fit(80) // -o wide has the whole of WHY
 			t.wide("FLOOR", "PREFER", "NODES", "REVISION", "BY")
 			for _, w := range resp.GetWorkloads() {
 				s, st := w.GetSpec(), w.GetStatus()
 				name := named(s.GetNamespace(), s.GetName())
-				why := ""
-				if st.GetPending() > 0 || st.GetPhase() == redoubtv1.WorkloadPhase_WORKLOAD_PHASE_FAILED {
-					why = strings.TrimPrefix(st.GetWhy(), s.GetName()+" is pending: ")
-				}
+				why := whyNot(st, s.GetName())
 				on, nodes := isolationOf(st.GetInstances())
 				t.row(name, name, s.GetKind(), marked(workloadPhase(st.GetPhase())), readyShort(w), on, since(w.GetCreated()), why,
 					floorOf(s), preferOf(s), orDash(nodes), w.GetRevision(), w.GetUpdatedBy())
@@ -50,6 +48,17 @@ func (a *app) listCommand(verb string) *cobra.Command {
 			t.empty("There are no workloads. `redoubt apply FILE` or `redoubt run IMAGE` begins one.")
 		})
 	})
+}
+
+// whyNot says why a workload is not as it should be; empty where it is.
+func whyNot(st *redoubtv1.WorkloadStatus, name string) string {
+	switch st.GetPhase() {
+	case redoubtv1.WorkloadPhase_WORKLOAD_PHASE_RUNNING, redoubtv1.WorkloadPhase_WORKLOAD_PHASE_COMPLETED, redoubtv1.WorkloadPhase_WORKLOAD_PHASE_STOPPING:
+		if st.GetPending() == 0 {
+			return ""
+		}
+	}
+	return strings.TrimPrefix(st.GetWhy(), name+" is pending: ")
 }
 
 func floorOf(w *redoubtv1.Workload) string {

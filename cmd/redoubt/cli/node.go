@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -73,6 +74,9 @@ func (a *app) showNode(out *output, resp *redoubtv1.GetNodeResponse) error {
 		agent := "agent " + orDash(n.GetAgentVersion())
 		b.WriteString(hang("  ", fmt.Sprintf("%s, session with server %s, last heard %s ago", agent, n.GetSessionServer(), age(n.GetSilent().AsDuration())), width))
 	}
+	if end := n.GetSvidExpires(); end != nil {
+		b.WriteString(hang("  ", certificateText(time.Until(end.AsTime())), width))
+	}
 	if _, err := fmt.Fprint(out.w, b.String()); err != nil {
 		return err
 	}
@@ -81,6 +85,14 @@ func (a *app) showNode(out *output, resp *redoubtv1.GetNodeResponse) error {
 	}
 	fmt.Fprintln(out.w)
 	return out.table(func(t *table) { instanceTable(t, resp.GetInstances()) })
+}
+
+// certificateText says how long the certificate of a node's last session holds.
+func certificateText(left time.Duration) string {
+	if left <= 0 {
+		return "certificate expired " + age(-left) + " ago; the node renews it when it is back"
+	}
+	return "certificate valid for " + age(left) + "; the node renews it before"
 }
 
 // showHost is a host that belongs to no fleet.

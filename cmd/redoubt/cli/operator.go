@@ -18,7 +18,7 @@ func (a *app) raftListCommand() *cobra.Command {
 		}
 		return out.message(resp, func(t *table) {
 			t.head("ID", "ROLE", "STATE", "APPLIED", "VERSION", "ADDRESS")
-			t.wide("RAFT", "ENROLMENT", "LEVEL", "ANSWERED")
+			t.wide("RAFT", "ENROLMENT", "LEVEL", "ANSWERED", "FAILURE")
 			for _, s := range resp.GetServers() {
 				role, st, applied, answered := "joining", "unreachable", "-", ""
 				switch {
@@ -30,11 +30,16 @@ func (a *app) raftListCommand() *cobra.Command {
 				if s.GetReachable() {
 					st, applied = "ready", fmt.Sprint(s.GetAppliedIndex())
 				}
+				if f := s.GetStoreFailure(); f == "disk full" {
+					st = f
+				} else if f != "" {
+					st = "failing" // -o wide says how
+				}
 				if s.GetId() == resp.GetAnsweredBy() {
 					answered = "here"
 				}
 				t.row(s.GetId(), s.GetId(), role, marked(st), applied, orDash(s.GetVersion()), s.GetApiAddress(),
-					s.GetRaftAddress(), s.GetEnrollAddress(), s.GetFeatureLevel(), answered)
+					s.GetRaftAddress(), s.GetEnrollAddress(), s.GetFeatureLevel(), answered, orDash(s.GetStoreFailure()))
 			}
 		})
 	})

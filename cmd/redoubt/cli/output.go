@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -154,10 +155,15 @@ type table struct {
 	names   []string
 	rows    [][]cell
 	nothing string
+	fitted  int
 }
 
 // head names the columns; wide adds those that only -o wide shows.
 func (t *table) head(heads ...string) { t.heads, t.narrow = heads, len(heads) }
+
+// fit shortens the last column so that rows fit n columns where the screen's
+// width is not known: in a pipe, too.
+func (t *table) fit(n int)            { t.fitted = n }
 func (t *table) wide(heads ...string) { t.heads = append(t.heads, heads...) }
 
 // row adds a row; cells are strings or cells. name is what -o name prints.
@@ -207,8 +213,8 @@ func (t *table) write() error {
 		for i := range columns {
 			c := get(i)
 			last := i == columns-1
-			if last && t.out.width > 0 {
-				c.text = shorten(c.text, max(t.out.width-used, 12))
+			if limit := cmp.Or(t.out.width, t.fitted); last && limit > 0 && t.out.format != "wide" {
+				c.text = shorten(c.text, max(limit-used, 12))
 			}
 			l.WriteString(t.out.paint(c))
 			if !last {

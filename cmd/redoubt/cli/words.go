@@ -42,6 +42,7 @@ var colours = map[string]string{
 	"pending": yellow, "starting": yellow, "partial": yellow, "stopping": yellow, "assigned": yellow, "backoff": yellow, "unready": yellow,
 	"suspect": yellow, "silent": yellow, "disconnected": yellow, "enrolled": yellow, "stale": yellow, "paravirtual": yellow,
 	"failed": red, "lost": red, "rejected": red, "unreachable": red, "unusable": red,
+	"disk": red, "failing": red,
 }
 
 // marked colours a cell by its first word.

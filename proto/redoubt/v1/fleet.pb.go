@@ -683,7 +683,9 @@ type Node struct {
 	Instances            uint32 `protobuf:"varint,12,opt,name=instances,proto3" json:"instances,omitempty"`
 	// findings' ages are as of this answer; fresh tells per runtime of
 	// report.findings, in the same order, whether placement may count on it.
-	Fresh       []bool                 `protobuf:"varint,13,rep,packed,name=fresh,proto3" json:"fresh,omitempty"`
+	Fresh []bool `protobuf:"varint,13,rep,packed,name=fresh,proto3" json:"fresh,omitempty"`
+	// svid_expires is the end of the certificate that the node last opened a
+	// session with; unset where this leader has not heard it.
 	SvidExpires *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=svid_expires,json=svidExpires,proto3" json:"svid_expires,omitempty"`
 	// session_server holds the node's session.
 	SessionServer string `protobuf:"bytes,15,opt,name=session_server,json=sessionServer,proto3" json:"session_server,omitempty"`
@@ -1281,6 +1283,9 @@ type Server struct {
 	Version       string                 `protobuf:"bytes,8,opt,name=version,proto3" json:"version,omitempty"`
 	Reachable     bool                   `protobuf:"varint,9,opt,name=reachable,proto3" json:"reachable,omitempty"`
 	AppliedIndex  uint64                 `protobuf:"varint,10,opt,name=applied_index,json=appliedIndex,proto3" json:"applied_index,omitempty"`
+	// store_failure says why it cannot write its store ("disk full", or the
+	// error); empty: it can. Such a server takes no part until it can again.
+	StoreFailure  string `protobuf:"bytes,11,opt,name=store_failure,json=storeFailure,proto3" json:"store_failure,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1383,6 +1388,13 @@ func (x *Server) GetAppliedIndex() uint64 {
 		return x.AppliedIndex
 	}
 	return 0
+}
+
+func (x *Server) GetStoreFailure() string {
+	if x != nil {
+		return x.StoreFailure
+	}
+	return ""
 }
 
 // RoleBinding gives a user rights in a namespace ("" or "*": all).
@@ -1614,7 +1626,7 @@ const file_redoubt_v1_fleet_proto_rawDesc = "" +
 	"\bfailures\x18\t \x01(\rR\bfailures\x12 \n" +
 	"\vcompletions\x18\n" +
 	" \x01(\rR\vcompletions\x12\x10\n" +
-	"\x03uid\x18\v \x01(\tR\x03uid\"\xb3\x02\n" +
+	"\x03uid\x18\v \x01(\tR\x03uid\"\xd8\x02\n" +
 	"\x06Server\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1f\n" +
 	"\vapi_address\x18\x02 \x01(\tR\n" +
@@ -1627,7 +1639,8 @@ const file_redoubt_v1_fleet_proto_rawDesc = "" +
 	"\aversion\x18\b \x01(\tR\aversion\x12\x1c\n" +
 	"\treachable\x18\t \x01(\bR\treachable\x12#\n" +
 	"\rapplied_index\x18\n" +
-	" \x01(\x04R\fappliedIndex\"S\n" +
+	" \x01(\x04R\fappliedIndex\x12#\n" +
+	"\rstore_failure\x18\v \x01(\tR\fstoreFailure\"S\n" +
 	"\vRoleBinding\x12\x12\n" +
 	"\x04user\x18\x01 \x01(\tR\x04user\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +

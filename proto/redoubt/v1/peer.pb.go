@@ -10,6 +10,7 @@ import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
+	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -155,7 +156,10 @@ type NodeObservation struct {
 	Hello            *Hello               `protobuf:"bytes,11,opt,name=hello,proto3" json:"hello,omitempty"`
 	// session_age since this session was opened; of two sessions of one node on
 	// two servers the younger stays. Unset: not known.
-	SessionAge    *durationpb.Duration `protobuf:"bytes,12,opt,name=session_age,json=sessionAge,proto3" json:"session_age,omitempty"`
+	SessionAge *durationpb.Duration `protobuf:"bytes,12,opt,name=session_age,json=sessionAge,proto3" json:"session_age,omitempty"`
+	// svid_expires is the end of the certificate that the session was opened
+	// with. Soft state: it never enters the log. Unset: not known.
+	SvidExpires   *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=svid_expires,json=svidExpires,proto3" json:"svid_expires,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -270,6 +274,13 @@ func (x *NodeObservation) GetHello() *Hello {
 func (x *NodeObservation) GetSessionAge() *durationpb.Duration {
 	if x != nil {
 		return x.SessionAge
+	}
+	return nil
+}
+
+func (x *NodeObservation) GetSvidExpires() *timestamppb.Timestamp {
+	if x != nil {
+		return x.SvidExpires
 	}
 	return nil
 }
@@ -648,14 +659,19 @@ func (*GetStatusRequest) Descriptor() ([]byte, []int) {
 }
 
 type GetStatusResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Leader        bool                   `protobuf:"varint,2,opt,name=leader,proto3" json:"leader,omitempty"`
-	LeaderId      string                 `protobuf:"bytes,3,opt,name=leader_id,json=leaderId,proto3" json:"leader_id,omitempty"`
-	Term          uint64                 `protobuf:"varint,4,opt,name=term,proto3" json:"term,omitempty"`
-	AppliedIndex  uint64                 `protobuf:"varint,5,opt,name=applied_index,json=appliedIndex,proto3" json:"applied_index,omitempty"`
-	FeatureLevel  uint32                 `protobuf:"varint,6,opt,name=feature_level,json=featureLevel,proto3" json:"feature_level,omitempty"`
-	Version       string                 `protobuf:"bytes,7,opt,name=version,proto3" json:"version,omitempty"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Id           string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Leader       bool                   `protobuf:"varint,2,opt,name=leader,proto3" json:"leader,omitempty"`
+	LeaderId     string                 `protobuf:"bytes,3,opt,name=leader_id,json=leaderId,proto3" json:"leader_id,omitempty"`
+	Term         uint64                 `protobuf:"varint,4,opt,name=term,proto3" json:"term,omitempty"`
+	AppliedIndex uint64                 `protobuf:"varint,5,opt,name=applied_index,json=appliedIndex,proto3" json:"applied_index,omitempty"`
+	FeatureLevel uint32                 `protobuf:"varint,6,opt,name=feature_level,json=featureLevel,proto3" json:"feature_level,omitempty"`
+	Version      string                 `protobuf:"bytes,7,opt,name=version,proto3" json:"version,omitempty"`
+	// caller_removed: this server leads, and its state knows no server of the
+	// caller's id: it was taken out of the fleet.
+	CallerRemoved bool `protobuf:"varint,8,opt,name=caller_removed,json=callerRemoved,proto3" json:"caller_removed,omitempty"`
+	// store_failure says why this server cannot write its store; empty: it can.
+	StoreFailure  string `protobuf:"bytes,9,opt,name=store_failure,json=storeFailure,proto3" json:"store_failure,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -739,19 +755,33 @@ func (x *GetStatusResponse) GetVersion() string {
 	return ""
 }
 
+func (x *GetStatusResponse) GetCallerRemoved() bool {
+	if x != nil {
+		return x.CallerRemoved
+	}
+	return false
+}
+
+func (x *GetStatusResponse) GetStoreFailure() string {
+	if x != nil {
+		return x.StoreFailure
+	}
+	return ""
+}
+
 var File_redoubt_v1_peer_proto protoreflect.FileDescriptor
 
 const file_redoubt_v1_peer_proto_rawDesc = "" +
 	"\n" +
 	"\x15redoubt/v1/peer.proto\x12\n" +
-	"redoubt.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x16redoubt/v1/agent.proto\x1a\x18redoubt/v1/command.proto\x1a\x1aredoubt/v1/isolation.proto\x1a\x16redoubt/v1/fleet.proto\"Z\n" +
+	"redoubt.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16redoubt/v1/agent.proto\x1a\x18redoubt/v1/command.proto\x1a\x1aredoubt/v1/isolation.proto\x1a\x16redoubt/v1/fleet.proto\"Z\n" +
 	"\x0eForwardRequest\x12\x16\n" +
 	"\x06caller\x18\x01 \x01(\tR\x06caller\x12\x16\n" +
 	"\x06method\x18\x02 \x01(\tR\x06method\x12\x18\n" +
 	"\arequest\x18\x03 \x01(\fR\arequest\"E\n" +
 	"\x0fForwardResponse\x12\x1a\n" +
 	"\bresponse\x18\x01 \x01(\fR\bresponse\x12\x16\n" +
-	"\x06status\x18\x02 \x01(\fR\x06status\"\x80\x04\n" +
+	"\x06status\x18\x02 \x01(\fR\x06status\"\xbf\x04\n" +
 	"\x0fNodeObservation\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x121\n" +
 	"\x06silent\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x06silent\x12\x1c\n" +
@@ -767,7 +797,8 @@ const file_redoubt_v1_peer_proto_rawDesc = "" +
 	" \x03(\v2\x10.redoubt.v1.HintR\x05hints\x12'\n" +
 	"\x05hello\x18\v \x01(\v2\x11.redoubt.v1.HelloR\x05hello\x12:\n" +
 	"\vsession_age\x18\f \x01(\v2\x19.google.protobuf.DurationR\n" +
-	"sessionAge\"\x80\x01\n" +
+	"sessionAge\x12=\n" +
+	"\fsvid_expires\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\vsvidExpires\"\x80\x01\n" +
 	"\x0eObserveRequest\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\tR\x06server\x121\n" +
 	"\x05nodes\x18\x02 \x03(\v2\x1b.redoubt.v1.NodeObservationR\x05nodes\x12#\n" +
@@ -790,7 +821,7 @@ const file_redoubt_v1_peer_proto_rawDesc = "" +
 	"\x04open\x18\x02 \x01(\v2\x16.redoubt.v1.StreamOpenR\x04open\",\n" +
 	"\x12OpenStreamResponse\x12\x16\n" +
 	"\x06passed\x18\x01 \x01(\bR\x06passed\"\x12\n" +
-	"\x10GetStatusRequest\"\xd0\x01\n" +
+	"\x10GetStatusRequest\"\x9c\x02\n" +
 	"\x11GetStatusResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06leader\x18\x02 \x01(\bR\x06leader\x12\x1b\n" +
@@ -798,7 +829,9 @@ const file_redoubt_v1_peer_proto_rawDesc = "" +
 	"\x04term\x18\x04 \x01(\x04R\x04term\x12#\n" +
 	"\rapplied_index\x18\x05 \x01(\x04R\fappliedIndex\x12#\n" +
 	"\rfeature_level\x18\x06 \x01(\rR\ffeatureLevel\x12\x18\n" +
-	"\aversion\x18\a \x01(\tR\aversion2\xf0\x02\n" +
+	"\aversion\x18\a \x01(\tR\aversion\x12%\n" +
+	"\x0ecaller_removed\x18\b \x01(\bR\rcallerRemoved\x12#\n" +
+	"\rstore_failure\x18\t \x01(\tR\fstoreFailure2\xf0\x02\n" +
 	"\vPeerService\x12B\n" +
 	"\aForward\x12\x1a.redoubt.v1.ForwardRequest\x1a\x1b.redoubt.v1.ForwardResponse\x12B\n" +
 	"\aObserve\x12\x1a.redoubt.v1.ObserveRequest\x1a\x1b.redoubt.v1.ObserveResponse\x12B\n" +
@@ -821,25 +854,26 @@ func file_redoubt_v1_peer_proto_rawDescGZIP() []byte {
 
 var file_redoubt_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_redoubt_v1_peer_proto_goTypes = []any{
-	(*ForwardRequest)(nil),      // 0: redoubt.v1.ForwardRequest
-	(*ForwardResponse)(nil),     // 1: redoubt.v1.ForwardResponse
-	(*NodeObservation)(nil),     // 2: redoubt.v1.NodeObservation
-	(*ObserveRequest)(nil),      // 3: redoubt.v1.ObserveRequest
-	(*ObserveResponse)(nil),     // 4: redoubt.v1.ObserveResponse
-	(*ProposeRequest)(nil),      // 5: redoubt.v1.ProposeRequest
-	(*ProposeResponse)(nil),     // 6: redoubt.v1.ProposeResponse
-	(*OpenStreamRequest)(nil),   // 7: redoubt.v1.OpenStreamRequest
-	(*OpenStreamResponse)(nil),  // 8: redoubt.v1.OpenStreamResponse
-	(*GetStatusRequest)(nil),    // 9: redoubt.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),   // 10: redoubt.v1.GetStatusResponse
-	(*durationpb.Duration)(nil), // 11: google.protobuf.Duration
-	(*Report)(nil),              // 12: redoubt.v1.Report
-	(*InstanceStatus)(nil),      // 13: redoubt.v1.InstanceStatus
-	(*Hint)(nil),                // 14: redoubt.v1.Hint
-	(*Hello)(nil),               // 15: redoubt.v1.Hello
-	(*Command)(nil),             // 16: redoubt.v1.Command
-	(*OperationResult)(nil),     // 17: redoubt.v1.OperationResult
-	(*StreamOpen)(nil),          // 18: redoubt.v1.StreamOpen
+	(*ForwardRequest)(nil),        // 0: redoubt.v1.ForwardRequest
+	(*ForwardResponse)(nil),       // 1: redoubt.v1.ForwardResponse
+	(*NodeObservation)(nil),       // 2: redoubt.v1.NodeObservation
+	(*ObserveRequest)(nil),        // 3: redoubt.v1.ObserveRequest
+	(*ObserveResponse)(nil),       // 4: redoubt.v1.ObserveResponse
+	(*ProposeRequest)(nil),        // 5: redoubt.v1.ProposeRequest
+	(*ProposeResponse)(nil),       // 6: redoubt.v1.ProposeResponse
+	(*OpenStreamRequest)(nil),     // 7: redoubt.v1.OpenStreamRequest
+	(*OpenStreamResponse)(nil),    // 8: redoubt.v1.OpenStreamResponse
+	(*GetStatusRequest)(nil),      // 9: redoubt.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),     // 10: redoubt.v1.GetStatusResponse
+	(*durationpb.Duration)(nil),   // 11: google.protobuf.Duration
+	(*Report)(nil),                // 12: redoubt.v1.Report
+	(*InstanceStatus)(nil),        // 13: redoubt.v1.InstanceStatus
+	(*Hint)(nil),                  // 14: redoubt.v1.Hint
+	(*Hello)(nil),                 // 15: redoubt.v1.Hello
+	(*timestamppb.Timestamp)(nil), // 16: google.protobuf.Timestamp
+	(*Command)(nil),               // 17: redoubt.v1.Command
+	(*OperationResult)(nil),       // 18: redoubt.v1.OperationResult
+	(*StreamOpen)(nil),            // 19: redoubt.v1.StreamOpen
 }
 var file_redoubt_v1_peer_proto_depIdxs = []int32{
 	11, // 0: redoubt.v1.NodeObservation.silent:type_name -> google.protobuf.Duration
@@ -849,25 +883,26 @@ var file_redoubt_v1_peer_proto_depIdxs = []int32{
 	14, // 4: redoubt.v1.NodeObservation.hints:type_name -> redoubt.v1.Hint
 	15, // 5: redoubt.v1.NodeObservation.hello:type_name -> redoubt.v1.Hello
 	11, // 6: redoubt.v1.NodeObservation.session_age:type_name -> google.protobuf.Duration
-	2,  // 7: redoubt.v1.ObserveRequest.nodes:type_name -> redoubt.v1.NodeObservation
-	16, // 8: redoubt.v1.ProposeRequest.command:type_name -> redoubt.v1.Command
-	17, // 9: redoubt.v1.ProposeResponse.results:type_name -> redoubt.v1.OperationResult
-	18, // 10: redoubt.v1.OpenStreamRequest.open:type_name -> redoubt.v1.StreamOpen
-	0,  // 11: redoubt.v1.PeerService.Forward:input_type -> redoubt.v1.ForwardRequest
-	3,  // 12: redoubt.v1.PeerService.Observe:input_type -> redoubt.v1.ObserveRequest
-	5,  // 13: redoubt.v1.PeerService.Propose:input_type -> redoubt.v1.ProposeRequest
-	7,  // 14: redoubt.v1.PeerService.OpenStream:input_type -> redoubt.v1.OpenStreamRequest
-	9,  // 15: redoubt.v1.PeerService.GetStatus:input_type -> redoubt.v1.GetStatusRequest
-	1,  // 16: redoubt.v1.PeerService.Forward:output_type -> redoubt.v1.ForwardResponse
-	4,  // 17: redoubt.v1.PeerService.Observe:output_type -> redoubt.v1.ObserveResponse
-	6,  // 18: redoubt.v1.PeerService.Propose:output_type -> redoubt.v1.ProposeResponse
-	8,  // 19: redoubt.v1.PeerService.OpenStream:output_type -> redoubt.v1.OpenStreamResponse
-	10, // 20: redoubt.v1.PeerService.GetStatus:output_type -> redoubt.v1.GetStatusResponse
-	16, // [16:21] is the sub-list for method output_type
-	11, // [11:16] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	16, // 7: redoubt.v1.NodeObservation.svid_expires:type_name -> google.protobuf.Timestamp
+	2,  // 8: redoubt.v1.ObserveRequest.nodes:type_name -> redoubt.v1.NodeObservation
+	17, // 9: redoubt.v1.ProposeRequest.command:type_name -> redoubt.v1.Command
+	18, // 10: redoubt.v1.ProposeResponse.results:type_name -> redoubt.v1.OperationResult
+	19, // 11: redoubt.v1.OpenStreamRequest.open:type_name -> redoubt.v1.StreamOpen
+	0,  // 12: redoubt.v1.PeerService.Forward:input_type -> redoubt.v1.ForwardRequest
+	3,  // 13: redoubt.v1.PeerService.Observe:input_type -> redoubt.v1.ObserveRequest
+	5,  // 14: redoubt.v1.PeerService.Propose:input_type -> redoubt.v1.ProposeRequest
+	7,  // 15: redoubt.v1.PeerService.OpenStream:input_type -> redoubt.v1.OpenStreamRequest
+	9,  // 16: redoubt.v1.PeerService.GetStatus:input_type -> redoubt.v1.GetStatusRequest
+	1,  // 17: redoubt.v1.PeerService.Forward:output_type -> redoubt.v1.ForwardResponse
+	4,  // 18: redoubt.v1.PeerService.Observe:output_type -> redoubt.v1.ObserveResponse
+	6,  // 19: redoubt.v1.PeerService.Propose:output_type -> redoubt.v1.ProposeResponse
+	8,  // 20: redoubt.v1.PeerService.OpenStream:output_type -> redoubt.v1.OpenStreamResponse
+	10, // 21: redoubt.v1.PeerService.GetStatus:output_type -> redoubt.v1.GetStatusResponse
+	17, // [17:22] is the sub-list for method output_type
+	12, // [12:17] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_v1_peer_proto_init() }
