@@ -109,6 +109,7 @@ var rules = map[string]rule{
 	fleetService + "ListServers":     {kind: identity.KindUser, need: ReadFleet, leader: true},
 	fleetService + "RemoveServer":    {kind: identity.KindUser, need: Administer, leader: true},
 	fleetService + "GetServerInfo":   {kind: identity.KindUser},
+	fleetService + "SaveSnapshot":    {kind: identity.KindUser, need: Administer},
 	fleetService + "RenewIdentity":   {kind: identity.KindUser},
 	fleetService + "Watch":           {kind: identity.KindUser, need: ReadWorkloads, filtered: true},
 	fleetService + "Logs":            {kind: identity.KindUser, need: ReadWorkloads, namespace: fromRequest},

@@ -107,7 +107,19 @@ func (s *Server) catchUp(ctx context.Context, index uint64) error {
 		if err := s.consensus.VerifyRead(ctx); err != nil {
 			return err
 		}
-		return s.store.Wait(ctx, index)
+		if s.store.Index() >= index {
+			return nil
+		}
+		// A follower may have applied an entry sooner than this leader. Behind
+		// the barrier, who knows more knows what the fleet does not: it was put
+		// back to an earlier state, and the agent has to learn everything anew.
+		if err := s.consensus.Barrier(ctx); err != nil {
+			return err
+		}
+		if now := s.store.Index(); now < index {
+			s.log.Warn("an agent knows more than the fleet, which was put back to an earlier state: it is told everything", "index", now, "known", index)
+		}
+		return nil
 	}
 	l, ok := s.leaderRef()
 	if !ok {

@@ -104,6 +104,7 @@ type Server struct {
 	challenger     *attest.Challenger
 	enrollRate     *rate.Limiter
 	fleetAPI       *fleetAPI
+	snapshots      chan struct{} // places for those being sent
 	stopping       chan struct{}
 }
 
@@ -123,7 +124,7 @@ func New(cfg Config, td spiffeid.TrustDomain, p Parts) *Server {
 		cfg: cfg, td: td, consensus: p.Consensus, store: p.Store, leader: p.Leader, authority: p.Authority,
 		source: p.Source, log: p.Log, sessions: newSessions(), streams: newRendezvous(),
 		challenger: attest.NewChallenger(), enrollRate: rate.NewLimiter(enrolmentsPerSecond, enrolmentBurst),
-		stopping: make(chan struct{}),
+		stopping: make(chan struct{}), snapshots: make(chan struct{}, maxSnapshots),
 	}
 	s.peers = newPeerPool(func(id, address string) (PeerConn, error) {
 		peer, err := identity.ServerID(td, id)

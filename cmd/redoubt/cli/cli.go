@@ -173,7 +173,9 @@ func (a *app) root() *cobra.Command {
 		noun("node", "Hosts, what they have proven, and tokens to join", nil, a.nodeListCommand(), a.nodeStatusCommand(), a.joinTokenCommand()),
 		noun("site", "Failure domains", nil, a.siteListCommand()),
 		noun("operator", "Run the control plane", nil,
-			noun("raft", "The servers' consensus", nil, a.raftListCommand(), a.raftRemoveCommand())),
+			noun("raft", "The servers' consensus", nil, a.raftListCommand(), a.raftRemoveCommand()),
+			noun("snapshot", "Save the fleet's state, and begin again from it", nil,
+				a.snapshotSaveCommand(), a.snapshotInspectCommand(), a.snapshotRestoreCommand())),
 		noun("context", "Which fleet the commands talk to", nil, a.contextListCommand(), a.contextUseCommand(), a.contextAddCommand()))
 	group("host", a.hostCommands()...)
 	group("self", a.versionCommand())

@@ -44,7 +44,7 @@ func (a *app) serverCommand() *cobra.Command {
 		return control.Run(c.Context(), cfg)
 	}
 	a.daemon(c)
-	c.AddCommand(a.serverInitCommand(), a.serverJoinCommand(), a.serverAdminCommand())
+	c.AddCommand(a.serverInitCommand(), a.serverJoinCommand(), a.serverRecoverCommand(), a.serverAdminCommand())
 	return c
 }
 

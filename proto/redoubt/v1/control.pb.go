@@ -1354,6 +1354,254 @@ func (x *GetServerInfoResponse) GetRoles() []string {
 	return nil
 }
 
+type SaveSnapshotRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// stale takes what the asked server has, without asking a leader: where there
+	// is none.
+	Stale         bool `protobuf:"varint,1,opt,name=stale,proto3" json:"stale,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SaveSnapshotRequest) Reset() {
+	*x = SaveSnapshotRequest{}
+	mi := &file_redoubt_v1_control_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SaveSnapshotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SaveSnapshotRequest) ProtoMessage() {}
+
+func (x *SaveSnapshotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_control_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SaveSnapshotRequest.ProtoReflect.Descriptor instead.
+func (*SaveSnapshotRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *SaveSnapshotRequest) GetStale() bool {
+	if x != nil {
+		return x.Stale
+	}
+	return false
+}
+
+type SaveSnapshotResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Message:
+	//
+	//	*SaveSnapshotResponse_Description
+	//	*SaveSnapshotResponse_Data
+	Message       isSaveSnapshotResponse_Message `protobuf_oneof:"message"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SaveSnapshotResponse) Reset() {
+	*x = SaveSnapshotResponse{}
+	mi := &file_redoubt_v1_control_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SaveSnapshotResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SaveSnapshotResponse) ProtoMessage() {}
+
+func (x *SaveSnapshotResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_control_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SaveSnapshotResponse.ProtoReflect.Descriptor instead.
+func (*SaveSnapshotResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *SaveSnapshotResponse) GetMessage() isSaveSnapshotResponse_Message {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
+func (x *SaveSnapshotResponse) GetDescription() *SnapshotDescription {
+	if x != nil {
+		if x, ok := x.Message.(*SaveSnapshotResponse_Description); ok {
+			return x.Description
+		}
+	}
+	return nil
+}
+
+func (x *SaveSnapshotResponse) GetData() []byte {
+	if x != nil {
+		if x, ok := x.Message.(*SaveSnapshotResponse_Data); ok {
+			return x.Data
+		}
+	}
+	return nil
+}
+
+type isSaveSnapshotResponse_Message interface {
+	isSaveSnapshotResponse_Message()
+}
+
+type SaveSnapshotResponse_Description struct {
+	Description *SnapshotDescription `protobuf:"bytes,1,opt,name=description,proto3,oneof"`
+}
+
+type SaveSnapshotResponse_Data struct {
+	Data []byte `protobuf:"bytes,2,opt,name=data,proto3,oneof"`
+}
+
+func (*SaveSnapshotResponse_Description) isSaveSnapshotResponse_Message() {}
+
+func (*SaveSnapshotResponse_Data) isSaveSnapshotResponse_Message() {}
+
+// SnapshotDescription says what a saved snapshot holds.
+type SnapshotDescription struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	ClusterId   string                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	TrustDomain string                 `protobuf:"bytes,2,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
+	// index and term of the last log entry that is in it.
+	Index uint64 `protobuf:"varint,3,opt,name=index,proto3" json:"index,omitempty"`
+	Term  uint64 `protobuf:"varint,4,opt,name=term,proto3" json:"term,omitempty"`
+	// server that sends it, its version and its feature level.
+	Server       string                 `protobuf:"bytes,5,opt,name=server,proto3" json:"server,omitempty"`
+	Version      string                 `protobuf:"bytes,6,opt,name=version,proto3" json:"version,omitempty"`
+	FeatureLevel uint32                 `protobuf:"varint,7,opt,name=feature_level,json=featureLevel,proto3" json:"feature_level,omitempty"`
+	Created      *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=created,proto3" json:"created,omitempty"`
+	// size in bytes and SHA-256 of all data.
+	Size          uint64 `protobuf:"varint,9,opt,name=size,proto3" json:"size,omitempty"`
+	Sha256        []byte `protobuf:"bytes,10,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SnapshotDescription) Reset() {
+	*x = SnapshotDescription{}
+	mi := &file_redoubt_v1_control_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SnapshotDescription) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SnapshotDescription) ProtoMessage() {}
+
+func (x *SnapshotDescription) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_control_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SnapshotDescription.ProtoReflect.Descriptor instead.
+func (*SnapshotDescription) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *SnapshotDescription) GetClusterId() string {
+	if x != nil {
+		return x.ClusterId
+	}
+	return ""
+}
+
+func (x *SnapshotDescription) GetTrustDomain() string {
+	if x != nil {
+		return x.TrustDomain
+	}
+	return ""
+}
+
+func (x *SnapshotDescription) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *SnapshotDescription) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+func (x *SnapshotDescription) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
+func (x *SnapshotDescription) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *SnapshotDescription) GetFeatureLevel() uint32 {
+	if x != nil {
+		return x.FeatureLevel
+	}
+	return 0
+}
+
+func (x *SnapshotDescription) GetCreated() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Created
+	}
+	return nil
+}
+
+func (x *SnapshotDescription) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *SnapshotDescription) GetSha256() []byte {
+	if x != nil {
+		return x.Sha256
+	}
+	return nil
+}
+
 type RenewIdentityRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Csr           []byte                 `protobuf:"bytes,1,opt,name=csr,proto3" json:"csr,omitempty"` // DER
@@ -1363,7 +1611,7 @@ type RenewIdentityRequest struct {
 
 func (x *RenewIdentityRequest) Reset() {
 	*x = RenewIdentityRequest{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[26]
+	mi := &file_redoubt_v1_control_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1375,7 +1623,7 @@ func (x *RenewIdentityRequest) String() string {
 func (*RenewIdentityRequest) ProtoMessage() {}
 
 func (x *RenewIdentityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[26]
+	mi := &file_redoubt_v1_control_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1388,7 +1636,7 @@ func (x *RenewIdentityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewIdentityRequest.ProtoReflect.Descriptor instead.
 func (*RenewIdentityRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{26}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RenewIdentityRequest) GetCsr() []byte {
@@ -1409,7 +1657,7 @@ type RenewIdentityResponse struct {
 
 func (x *RenewIdentityResponse) Reset() {
 	*x = RenewIdentityResponse{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[27]
+	mi := &file_redoubt_v1_control_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1421,7 +1669,7 @@ func (x *RenewIdentityResponse) String() string {
 func (*RenewIdentityResponse) ProtoMessage() {}
 
 func (x *RenewIdentityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[27]
+	mi := &file_redoubt_v1_control_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1434,7 +1682,7 @@ func (x *RenewIdentityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewIdentityResponse.ProtoReflect.Descriptor instead.
 func (*RenewIdentityResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{27}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *RenewIdentityResponse) GetCertificates() [][]byte {
@@ -1467,7 +1715,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[28]
+	mi := &file_redoubt_v1_control_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1479,7 +1727,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[28]
+	mi := &file_redoubt_v1_control_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1492,7 +1740,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{28}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *WatchRequest) GetNamespace() string {
@@ -1511,7 +1759,7 @@ type WatchResponse struct {
 
 func (x *WatchResponse) Reset() {
 	*x = WatchResponse{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[29]
+	mi := &file_redoubt_v1_control_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1523,7 +1771,7 @@ func (x *WatchResponse) String() string {
 func (*WatchResponse) ProtoMessage() {}
 
 func (x *WatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[29]
+	mi := &file_redoubt_v1_control_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1536,7 +1784,7 @@ func (x *WatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
 func (*WatchResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{29}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *WatchResponse) GetIndex() uint64 {
@@ -1560,7 +1808,7 @@ type LogsRequest struct {
 
 func (x *LogsRequest) Reset() {
 	*x = LogsRequest{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[30]
+	mi := &file_redoubt_v1_control_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1572,7 +1820,7 @@ func (x *LogsRequest) String() string {
 func (*LogsRequest) ProtoMessage() {}
 
 func (x *LogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[30]
+	mi := &file_redoubt_v1_control_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1585,7 +1833,7 @@ func (x *LogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsRequest.ProtoReflect.Descriptor instead.
 func (*LogsRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{30}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *LogsRequest) GetNamespace() string {
@@ -1628,7 +1876,7 @@ type LogsResponse struct {
 
 func (x *LogsResponse) Reset() {
 	*x = LogsResponse{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[31]
+	mi := &file_redoubt_v1_control_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1640,7 +1888,7 @@ func (x *LogsResponse) String() string {
 func (*LogsResponse) ProtoMessage() {}
 
 func (x *LogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[31]
+	mi := &file_redoubt_v1_control_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1653,7 +1901,7 @@ func (x *LogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsResponse.ProtoReflect.Descriptor instead.
 func (*LogsResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{31}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *LogsResponse) GetInstance() string {
@@ -1693,7 +1941,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[32]
+	mi := &file_redoubt_v1_control_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1705,7 +1953,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[32]
+	mi := &file_redoubt_v1_control_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1718,7 +1966,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{32}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ExecRequest) GetMessage() isExecRequest_Message {
@@ -1824,7 +2072,7 @@ type ExecStart struct {
 
 func (x *ExecStart) Reset() {
 	*x = ExecStart{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[33]
+	mi := &file_redoubt_v1_control_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1836,7 +2084,7 @@ func (x *ExecStart) String() string {
 func (*ExecStart) ProtoMessage() {}
 
 func (x *ExecStart) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[33]
+	mi := &file_redoubt_v1_control_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1849,7 +2097,7 @@ func (x *ExecStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStart.ProtoReflect.Descriptor instead.
 func (*ExecStart) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{33}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ExecStart) GetNamespace() string {
@@ -1918,7 +2166,7 @@ type TerminalSize struct {
 
 func (x *TerminalSize) Reset() {
 	*x = TerminalSize{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[34]
+	mi := &file_redoubt_v1_control_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1930,7 +2178,7 @@ func (x *TerminalSize) String() string {
 func (*TerminalSize) ProtoMessage() {}
 
 func (x *TerminalSize) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[34]
+	mi := &file_redoubt_v1_control_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1943,7 +2191,7 @@ func (x *TerminalSize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TerminalSize.ProtoReflect.Descriptor instead.
 func (*TerminalSize) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{34}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *TerminalSize) GetWidth() uint32 {
@@ -1975,7 +2223,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[35]
+	mi := &file_redoubt_v1_control_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1987,7 +2235,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[35]
+	mi := &file_redoubt_v1_control_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2000,7 +2248,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{35}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ExecResponse) GetMessage() isExecResponse_Message {
@@ -2162,7 +2410,26 @@ const file_redoubt_v1_control_proto_rawDesc = "" +
 	"\x06leader\x18\x05 \x01(\tR\x06leader\x12#\n" +
 	"\rapplied_index\x18\x06 \x01(\x04R\fappliedIndex\x12\x16\n" +
 	"\x06caller\x18\a \x01(\tR\x06caller\x12\x14\n" +
-	"\x05roles\x18\b \x03(\tR\x05roles\"(\n" +
+	"\x05roles\x18\b \x03(\tR\x05roles\"+\n" +
+	"\x13SaveSnapshotRequest\x12\x14\n" +
+	"\x05stale\x18\x01 \x01(\bR\x05stale\"\x81\x01\n" +
+	"\x14SaveSnapshotResponse\x12C\n" +
+	"\vdescription\x18\x01 \x01(\v2\x1f.redoubt.v1.SnapshotDescriptionH\x00R\vdescription\x12\x19\n" +
+	"\x04data\x18\x02 \x01(\fB\x03\x80\x01\x01H\x00R\x04dataB\t\n" +
+	"\amessage\"\xba\x02\n" +
+	"\x13SnapshotDescription\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12!\n" +
+	"\ftrust_domain\x18\x02 \x01(\tR\vtrustDomain\x12\x14\n" +
+	"\x05index\x18\x03 \x01(\x04R\x05index\x12\x12\n" +
+	"\x04term\x18\x04 \x01(\x04R\x04term\x12\x16\n" +
+	"\x06server\x18\x05 \x01(\tR\x06server\x12\x18\n" +
+	"\aversion\x18\x06 \x01(\tR\aversion\x12#\n" +
+	"\rfeature_level\x18\a \x01(\rR\ffeatureLevel\x124\n" +
+	"\acreated\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12\x12\n" +
+	"\x04size\x18\t \x01(\x04R\x04size\x12\x16\n" +
+	"\x06sha256\x18\n" +
+	" \x01(\fR\x06sha256\"(\n" +
 	"\x14RenewIdentityRequest\x12\x10\n" +
 	"\x03csr\x18\x01 \x01(\fR\x03csr\"m\n" +
 	"\x15RenewIdentityResponse\x12\"\n" +
@@ -2208,8 +2475,7 @@ const file_redoubt_v1_control_proto_rawDesc = "" +
 	"\x06stderr\x18\x02 \x01(\fH\x00R\x06stderr\x12\x1d\n" +
 	"\texit_code\x18\x03 \x01(\x05H\x00R\bexitCode\x12\x1a\n" +
 	"\astarted\x18\x04 \x01(\tH\x00R\astartedB\t\n" +
-	"\amessage2\xcb\n" +
-	"\n" +
+	"\amessage2\xa0\v\n" +
 	"\fFleetService\x12T\n" +
 	"\rApplyWorkload\x12 .redoubt.v1.ApplyWorkloadRequest\x1a!.redoubt.v1.ApplyWorkloadResponse\x12Q\n" +
 	"\fPlanWorkload\x12\x1f.redoubt.v1.PlanWorkloadRequest\x1a .redoubt.v1.PlanWorkloadResponse\x12N\n" +
@@ -2223,7 +2489,8 @@ const file_redoubt_v1_control_proto_rawDesc = "" +
 	"\x0fCreateJoinToken\x12\".redoubt.v1.CreateJoinTokenRequest\x1a#.redoubt.v1.CreateJoinTokenResponse\x12N\n" +
 	"\vListServers\x12\x1e.redoubt.v1.ListServersRequest\x1a\x1f.redoubt.v1.ListServersResponse\x12Q\n" +
 	"\fRemoveServer\x12\x1f.redoubt.v1.RemoveServerRequest\x1a .redoubt.v1.RemoveServerResponse\x12T\n" +
-	"\rGetServerInfo\x12 .redoubt.v1.GetServerInfoRequest\x1a!.redoubt.v1.GetServerInfoResponse\x12T\n" +
+	"\rGetServerInfo\x12 .redoubt.v1.GetServerInfoRequest\x1a!.redoubt.v1.GetServerInfoResponse\x12S\n" +
+	"\fSaveSnapshot\x12\x1f.redoubt.v1.SaveSnapshotRequest\x1a .redoubt.v1.SaveSnapshotResponse0\x01\x12T\n" +
 	"\rRenewIdentity\x12 .redoubt.v1.RenewIdentityRequest\x1a!.redoubt.v1.RenewIdentityResponse\x12>\n" +
 	"\x05Watch\x12\x18.redoubt.v1.WatchRequest\x1a\x19.redoubt.v1.WatchResponse0\x01\x12;\n" +
 	"\x04Logs\x12\x17.redoubt.v1.LogsRequest\x1a\x18.redoubt.v1.LogsResponse0\x01\x12=\n" +
@@ -2241,7 +2508,7 @@ func file_redoubt_v1_control_proto_rawDescGZIP() []byte {
 	return file_redoubt_v1_control_proto_rawDescData
 }
 
-var file_redoubt_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
+var file_redoubt_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_redoubt_v1_control_proto_goTypes = []any{
 	(*ApplyWorkloadRequest)(nil),    // 0: redoubt.v1.ApplyWorkloadRequest
 	(*ApplyWorkloadResponse)(nil),   // 1: redoubt.v1.ApplyWorkloadResponse
@@ -2269,87 +2536,94 @@ var file_redoubt_v1_control_proto_goTypes = []any{
 	(*RemoveServerResponse)(nil),    // 23: redoubt.v1.RemoveServerResponse
 	(*GetServerInfoRequest)(nil),    // 24: redoubt.v1.GetServerInfoRequest
 	(*GetServerInfoResponse)(nil),   // 25: redoubt.v1.GetServerInfoResponse
-	(*RenewIdentityRequest)(nil),    // 26: redoubt.v1.RenewIdentityRequest
-	(*RenewIdentityResponse)(nil),   // 27: redoubt.v1.RenewIdentityResponse
-	(*WatchRequest)(nil),            // 28: redoubt.v1.WatchRequest
-	(*WatchResponse)(nil),           // 29: redoubt.v1.WatchResponse
-	(*LogsRequest)(nil),             // 30: redoubt.v1.LogsRequest
-	(*LogsResponse)(nil),            // 31: redoubt.v1.LogsResponse
-	(*ExecRequest)(nil),             // 32: redoubt.v1.ExecRequest
-	(*ExecStart)(nil),               // 33: redoubt.v1.ExecStart
-	(*TerminalSize)(nil),            // 34: redoubt.v1.TerminalSize
-	(*ExecResponse)(nil),            // 35: redoubt.v1.ExecResponse
-	(*Workload)(nil),                // 36: redoubt.v1.Workload
-	(*StoredWorkload)(nil),          // 37: redoubt.v1.StoredWorkload
-	(*Explanation)(nil),             // 38: redoubt.v1.Explanation
-	(*Node)(nil),                    // 39: redoubt.v1.Node
-	(*Instance)(nil),                // 40: redoubt.v1.Instance
-	(*Site)(nil),                    // 41: redoubt.v1.Site
-	(*durationpb.Duration)(nil),     // 42: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),   // 43: google.protobuf.Timestamp
-	(*Server)(nil),                  // 44: redoubt.v1.Server
-	(*EnvVar)(nil),                  // 45: redoubt.v1.EnvVar
+	(*SaveSnapshotRequest)(nil),     // 26: redoubt.v1.SaveSnapshotRequest
+	(*SaveSnapshotResponse)(nil),    // 27: redoubt.v1.SaveSnapshotResponse
+	(*SnapshotDescription)(nil),     // 28: redoubt.v1.SnapshotDescription
+	(*RenewIdentityRequest)(nil),    // 29: redoubt.v1.RenewIdentityRequest
+	(*RenewIdentityResponse)(nil),   // 30: redoubt.v1.RenewIdentityResponse
+	(*WatchRequest)(nil),            // 31: redoubt.v1.WatchRequest
+	(*WatchResponse)(nil),           // 32: redoubt.v1.WatchResponse
+	(*LogsRequest)(nil),             // 33: redoubt.v1.LogsRequest
+	(*LogsResponse)(nil),            // 34: redoubt.v1.LogsResponse
+	(*ExecRequest)(nil),             // 35: redoubt.v1.ExecRequest
+	(*ExecStart)(nil),               // 36: redoubt.v1.ExecStart
+	(*TerminalSize)(nil),            // 37: redoubt.v1.TerminalSize
+	(*ExecResponse)(nil),            // 38: redoubt.v1.ExecResponse
+	(*Workload)(nil),                // 39: redoubt.v1.Workload
+	(*StoredWorkload)(nil),          // 40: redoubt.v1.StoredWorkload
+	(*Explanation)(nil),             // 41: redoubt.v1.Explanation
+	(*Node)(nil),                    // 42: redoubt.v1.Node
+	(*Instance)(nil),                // 43: redoubt.v1.Instance
+	(*Site)(nil),                    // 44: redoubt.v1.Site
+	(*durationpb.Duration)(nil),     // 45: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),   // 46: google.protobuf.Timestamp
+	(*Server)(nil),                  // 47: redoubt.v1.Server
+	(*EnvVar)(nil),                  // 48: redoubt.v1.EnvVar
 }
 var file_redoubt_v1_control_proto_depIdxs = []int32{
-	36, // 0: redoubt.v1.ApplyWorkloadRequest.workload:type_name -> redoubt.v1.Workload
-	37, // 1: redoubt.v1.ApplyWorkloadResponse.workload:type_name -> redoubt.v1.StoredWorkload
-	36, // 2: redoubt.v1.PlanWorkloadRequest.workload:type_name -> redoubt.v1.Workload
-	38, // 3: redoubt.v1.PlanWorkloadResponse.explanation:type_name -> redoubt.v1.Explanation
-	37, // 4: redoubt.v1.GetWorkloadResponse.workload:type_name -> redoubt.v1.StoredWorkload
-	37, // 5: redoubt.v1.ListWorkloadsResponse.workloads:type_name -> redoubt.v1.StoredWorkload
-	37, // 6: redoubt.v1.StopWorkloadResponse.workload:type_name -> redoubt.v1.StoredWorkload
-	38, // 7: redoubt.v1.ExplainWorkloadResponse.explanation:type_name -> redoubt.v1.Explanation
-	37, // 8: redoubt.v1.ExplainWorkloadResponse.workload:type_name -> redoubt.v1.StoredWorkload
-	39, // 9: redoubt.v1.ListNodesResponse.nodes:type_name -> redoubt.v1.Node
-	39, // 10: redoubt.v1.GetNodeResponse.node:type_name -> redoubt.v1.Node
-	40, // 11: redoubt.v1.GetNodeResponse.instances:type_name -> redoubt.v1.Instance
-	41, // 12: redoubt.v1.ListSitesResponse.sites:type_name -> redoubt.v1.Site
-	42, // 13: redoubt.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
-	43, // 14: redoubt.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
-	44, // 15: redoubt.v1.ListServersResponse.servers:type_name -> redoubt.v1.Server
-	33, // 16: redoubt.v1.ExecRequest.start:type_name -> redoubt.v1.ExecStart
-	34, // 17: redoubt.v1.ExecRequest.resize:type_name -> redoubt.v1.TerminalSize
-	34, // 18: redoubt.v1.ExecStart.size:type_name -> redoubt.v1.TerminalSize
-	45, // 19: redoubt.v1.ExecStart.env:type_name -> redoubt.v1.EnvVar
-	0,  // 20: redoubt.v1.FleetService.ApplyWorkload:input_type -> redoubt.v1.ApplyWorkloadRequest
-	2,  // 21: redoubt.v1.FleetService.PlanWorkload:input_type -> redoubt.v1.PlanWorkloadRequest
-	4,  // 22: redoubt.v1.FleetService.GetWorkload:input_type -> redoubt.v1.GetWorkloadRequest
-	6,  // 23: redoubt.v1.FleetService.ListWorkloads:input_type -> redoubt.v1.ListWorkloadsRequest
-	8,  // 24: redoubt.v1.FleetService.StopWorkload:input_type -> redoubt.v1.StopWorkloadRequest
-	10, // 25: redoubt.v1.FleetService.ExplainWorkload:input_type -> redoubt.v1.ExplainWorkloadRequest
-	12, // 26: redoubt.v1.FleetService.ListNodes:input_type -> redoubt.v1.ListNodesRequest
-	14, // 27: redoubt.v1.FleetService.GetNode:input_type -> redoubt.v1.GetNodeRequest
-	16, // 28: redoubt.v1.FleetService.ListSites:input_type -> redoubt.v1.ListSitesRequest
-	18, // 29: redoubt.v1.FleetService.CreateJoinToken:input_type -> redoubt.v1.CreateJoinTokenRequest
-	20, // 30: redoubt.v1.FleetService.ListServers:input_type -> redoubt.v1.ListServersRequest
-	22, // 31: redoubt.v1.FleetService.RemoveServer:input_type -> redoubt.v1.RemoveServerRequest
-	24, // 32: redoubt.v1.FleetService.GetServerInfo:input_type -> redoubt.v1.GetServerInfoRequest
-	26, // 33: redoubt.v1.FleetService.RenewIdentity:input_type -> redoubt.v1.RenewIdentityRequest
-	28, // 34: redoubt.v1.FleetService.Watch:input_type -> redoubt.v1.WatchRequest
-	30, // 35: redoubt.v1.FleetService.Logs:input_type -> redoubt.v1.LogsRequest
-	32, // 36: redoubt.v1.FleetService.Exec:input_type -> redoubt.v1.ExecRequest
-	1,  // 37: redoubt.v1.FleetService.ApplyWorkload:output_type -> redoubt.v1.ApplyWorkloadResponse
-	3,  // 38: redoubt.v1.FleetService.PlanWorkload:output_type -> redoubt.v1.PlanWorkloadResponse
-	5,  // 39: redoubt.v1.FleetService.GetWorkload:output_type -> redoubt.v1.GetWorkloadResponse
-	7,  // 40: redoubt.v1.FleetService.ListWorkloads:output_type -> redoubt.v1.ListWorkloadsResponse
-	9,  // 41: redoubt.v1.FleetService.StopWorkload:output_type -> redoubt.v1.StopWorkloadResponse
-	11, // 42: redoubt.v1.FleetService.ExplainWorkload:output_type -> redoubt.v1.ExplainWorkloadResponse
-	13, // 43: redoubt.v1.FleetService.ListNodes:output_type -> redoubt.v1.ListNodesResponse
-	15, // 44: redoubt.v1.FleetService.GetNode:output_type -> redoubt.v1.GetNodeResponse
-	17, // 45: redoubt.v1.FleetService.ListSites:output_type -> redoubt.v1.ListSitesResponse
-	19, // 46: redoubt.v1.FleetService.CreateJoinToken:output_type -> redoubt.v1.CreateJoinTokenResponse
-	21, // 47: redoubt.v1.FleetService.ListServers:output_type -> redoubt.v1.ListServersResponse
-	23, // 48: redoubt.v1.FleetService.RemoveServer:output_type -> redoubt.v1.RemoveServerResponse
-	25, // 49: redoubt.v1.FleetService.GetServerInfo:output_type -> redoubt.v1.GetServerInfoResponse
-	27, // 50: redoubt.v1.FleetService.RenewIdentity:output_type -> redoubt.v1.RenewIdentityResponse
-	29, // 51: redoubt.v1.FleetService.Watch:output_type -> redoubt.v1.WatchResponse
-	31, // 52: redoubt.v1.FleetService.Logs:output_type -> redoubt.v1.LogsResponse
-	35, // 53: redoubt.v1.FleetService.Exec:output_type -> redoubt.v1.ExecResponse
-	37, // [37:54] is the sub-list for method output_type
-	20, // [20:37] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	39, // 0: redoubt.v1.ApplyWorkloadRequest.workload:type_name -> redoubt.v1.Workload
+	40, // 1: redoubt.v1.ApplyWorkloadResponse.workload:type_name -> redoubt.v1.StoredWorkload
+	39, // 2: redoubt.v1.PlanWorkloadRequest.workload:type_name -> redoubt.v1.Workload
+	41, // 3: redoubt.v1.PlanWorkloadResponse.explanation:type_name -> redoubt.v1.Explanation
+	40, // 4: redoubt.v1.GetWorkloadResponse.workload:type_name -> redoubt.v1.StoredWorkload
+	40, // 5: redoubt.v1.ListWorkloadsResponse.workloads:type_name -> redoubt.v1.StoredWorkload
+	40, // 6: redoubt.v1.StopWorkloadResponse.workload:type_name -> redoubt.v1.StoredWorkload
+	41, // 7: redoubt.v1.ExplainWorkloadResponse.explanation:type_name -> redoubt.v1.Explanation
+	40, // 8: redoubt.v1.ExplainWorkloadResponse.workload:type_name -> redoubt.v1.StoredWorkload
+	42, // 9: redoubt.v1.ListNodesResponse.nodes:type_name -> redoubt.v1.Node
+	42, // 10: redoubt.v1.GetNodeResponse.node:type_name -> redoubt.v1.Node
+	43, // 11: redoubt.v1.GetNodeResponse.instances:type_name -> redoubt.v1.Instance
+	44, // 12: redoubt.v1.ListSitesResponse.sites:type_name -> redoubt.v1.Site
+	45, // 13: redoubt.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
+	46, // 14: redoubt.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
+	47, // 15: redoubt.v1.ListServersResponse.servers:type_name -> redoubt.v1.Server
+	28, // 16: redoubt.v1.SaveSnapshotResponse.description:type_name -> redoubt.v1.SnapshotDescription
+	46, // 17: redoubt.v1.SnapshotDescription.created:type_name -> google.protobuf.Timestamp
+	36, // 18: redoubt.v1.ExecRequest.start:type_name -> redoubt.v1.ExecStart
+	37, // 19: redoubt.v1.ExecRequest.resize:type_name -> redoubt.v1.TerminalSize
+	37, // 20: redoubt.v1.ExecStart.size:type_name -> redoubt.v1.TerminalSize
+	48, // 21: redoubt.v1.ExecStart.env:type_name -> redoubt.v1.EnvVar
+	0,  // 22: redoubt.v1.FleetService.ApplyWorkload:input_type -> redoubt.v1.ApplyWorkloadRequest
+	2,  // 23: redoubt.v1.FleetService.PlanWorkload:input_type -> redoubt.v1.PlanWorkloadRequest
+	4,  // 24: redoubt.v1.FleetService.GetWorkload:input_type -> redoubt.v1.GetWorkloadRequest
+	6,  // 25: redoubt.v1.FleetService.ListWorkloads:input_type -> redoubt.v1.ListWorkloadsRequest
+	8,  // 26: redoubt.v1.FleetService.StopWorkload:input_type -> redoubt.v1.StopWorkloadRequest
+	10, // 27: redoubt.v1.FleetService.ExplainWorkload:input_type -> redoubt.v1.ExplainWorkloadRequest
+	12, // 28: redoubt.v1.FleetService.ListNodes:input_type -> redoubt.v1.ListNodesRequest
+	14, // 29: redoubt.v1.FleetService.GetNode:input_type -> redoubt.v1.GetNodeRequest
+	16, // 30: redoubt.v1.FleetService.ListSites:input_type -> redoubt.v1.ListSitesRequest
+	18, // 31: redoubt.v1.FleetService.CreateJoinToken:input_type -> redoubt.v1.CreateJoinTokenRequest
+	20, // 32: redoubt.v1.FleetService.ListServers:input_type -> redoubt.v1.ListServersRequest
+	22, // 33: redoubt.v1.FleetService.RemoveServer:input_type -> redoubt.v1.RemoveServerRequest
+	24, // 34: redoubt.v1.FleetService.GetServerInfo:input_type -> redoubt.v1.GetServerInfoRequest
+	26, // 35: redoubt.v1.FleetService.SaveSnapshot:input_type -> redoubt.v1.SaveSnapshotRequest
+	29, // 36: redoubt.v1.FleetService.RenewIdentity:input_type -> redoubt.v1.RenewIdentityRequest
+	31, // 37: redoubt.v1.FleetService.Watch:input_type -> redoubt.v1.WatchRequest
+	33, // 38: redoubt.v1.FleetService.Logs:input_type -> redoubt.v1.LogsRequest
+	35, // 39: redoubt.v1.FleetService.Exec:input_type -> redoubt.v1.ExecRequest
+	1,  // 40: redoubt.v1.FleetService.ApplyWorkload:output_type -> redoubt.v1.ApplyWorkloadResponse
+	3,  // 41: redoubt.v1.FleetService.PlanWorkload:output_type -> redoubt.v1.PlanWorkloadResponse
+	5,  // 42: redoubt.v1.FleetService.GetWorkload:output_type -> redoubt.v1.GetWorkloadResponse
+	7,  // 43: redoubt.v1.FleetService.ListWorkloads:output_type -> redoubt.v1.ListWorkloadsResponse
+	9,  // 44: redoubt.v1.FleetService.StopWorkload:output_type -> redoubt.v1.StopWorkloadResponse
+	11, // 45: redoubt.v1.FleetService.ExplainWorkload:output_type -> redoubt.v1.ExplainWorkloadResponse
+	13, // 46: redoubt.v1.FleetService.ListNodes:output_type -> redoubt.v1.ListNodesResponse
+	15, // 47: redoubt.v1.FleetService.GetNode:output_type -> redoubt.v1.GetNodeResponse
+	17, // 48: redoubt.v1.FleetService.ListSites:output_type -> redoubt.v1.ListSitesResponse
+	19, // 49: redoubt.v1.FleetService.CreateJoinToken:output_type -> redoubt.v1.CreateJoinTokenResponse
+	21, // 50: redoubt.v1.FleetService.ListServers:output_type -> redoubt.v1.ListServersResponse
+	23, // 51: redoubt.v1.FleetService.RemoveServer:output_type -> redoubt.v1.RemoveServerResponse
+	25, // 52: redoubt.v1.FleetService.GetServerInfo:output_type -> redoubt.v1.GetServerInfoResponse
+	27, // 53: redoubt.v1.FleetService.SaveSnapshot:output_type -> redoubt.v1.SaveSnapshotResponse
+	30, // 54: redoubt.v1.FleetService.RenewIdentity:output_type -> redoubt.v1.RenewIdentityResponse
+	32, // 55: redoubt.v1.FleetService.Watch:output_type -> redoubt.v1.WatchResponse
+	34, // 56: redoubt.v1.FleetService.Logs:output_type -> redoubt.v1.LogsResponse
+	38, // 57: redoubt.v1.FleetService.Exec:output_type -> redoubt.v1.ExecResponse
+	40, // [40:58] is the sub-list for method output_type
+	22, // [22:40] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_v1_control_proto_init() }
@@ -2362,14 +2636,18 @@ func file_redoubt_v1_control_proto_init() {
 	file_redoubt_v1_workload_proto_init()
 	file_redoubt_v1_control_proto_msgTypes[0].OneofWrappers = []any{}
 	file_redoubt_v1_control_proto_msgTypes[8].OneofWrappers = []any{}
-	file_redoubt_v1_control_proto_msgTypes[32].OneofWrappers = []any{
+	file_redoubt_v1_control_proto_msgTypes[27].OneofWrappers = []any{
+		(*SaveSnapshotResponse_Description)(nil),
+		(*SaveSnapshotResponse_Data)(nil),
+	}
+	file_redoubt_v1_control_proto_msgTypes[35].OneofWrappers = []any{
 		(*ExecRequest_Start)(nil),
 		(*ExecRequest_Stdin)(nil),
 		(*ExecRequest_CloseStdin)(nil),
 		(*ExecRequest_Resize)(nil),
 		(*ExecRequest_Signal)(nil),
 	}
-	file_redoubt_v1_control_proto_msgTypes[35].OneofWrappers = []any{
+	file_redoubt_v1_control_proto_msgTypes[38].OneofWrappers = []any{
 		(*ExecResponse_Stdout)(nil),
 		(*ExecResponse_Stderr)(nil),
 		(*ExecResponse_ExitCode)(nil),
@@ -2381,7 +2659,7 @@ func file_redoubt_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_redoubt_v1_control_proto_rawDesc), len(file_redoubt_v1_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   36,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -32,6 +32,7 @@ const (
 	FleetService_ListServers_FullMethodName     = "/redoubt.v1.FleetService/ListServers"
 	FleetService_RemoveServer_FullMethodName    = "/redoubt.v1.FleetService/RemoveServer"
 	FleetService_GetServerInfo_FullMethodName   = "/redoubt.v1.FleetService/GetServerInfo"
+	FleetService_SaveSnapshot_FullMethodName    = "/redoubt.v1.FleetService/SaveSnapshot"
 	FleetService_RenewIdentity_FullMethodName   = "/redoubt.v1.FleetService/RenewIdentity"
 	FleetService_Watch_FullMethodName           = "/redoubt.v1.FleetService/Watch"
 	FleetService_Logs_FullMethodName            = "/redoubt.v1.FleetService/Logs"
@@ -59,6 +60,9 @@ type FleetServiceClient interface {
 	ListServers(ctx context.Context, in *ListServersRequest, opts ...grpc.CallOption) (*ListServersResponse, error)
 	RemoveServer(ctx context.Context, in *RemoveServerRequest, opts ...grpc.CallOption) (*RemoveServerResponse, error)
 	GetServerInfo(ctx context.Context, in *GetServerInfoRequest, opts ...grpc.CallOption) (*GetServerInfoResponse, error)
+	// SaveSnapshot sends the whole state as of one moment: its description first,
+	// then its bytes. It is a secret: it holds gossip keys.
+	SaveSnapshot(ctx context.Context, in *SaveSnapshotRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SaveSnapshotResponse], error)
 	// RenewIdentity signs a new certificate for the calling user.
 	RenewIdentity(ctx context.Context, in *RenewIdentityRequest, opts ...grpc.CallOption) (*RenewIdentityResponse, error)
 	// Watch sends one message at once and one after every change of what the
@@ -206,6 +210,25 @@ func (c *fleetServiceClient) GetServerInfo(ctx context.Context, in *GetServerInf
 	return out, nil
 }
 
+func (c *fleetServiceClient) SaveSnapshot(ctx context.Context, in *SaveSnapshotRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SaveSnapshotResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &FleetService_ServiceDesc.Streams[0], FleetService_SaveSnapshot_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[SaveSnapshotRequest, SaveSnapshotResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type FleetService_SaveSnapshotClient = grpc.ServerStreamingClient[SaveSnapshotResponse]
+
 func (c *fleetServiceClient) RenewIdentity(ctx context.Context, in *RenewIdentityRequest, opts ...grpc.CallOption) (*RenewIdentityResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(RenewIdentityResponse)
@@ -218,7 +241,7 @@ func (c *fleetServiceClient) RenewIdentity(ctx context.Context, in *RenewIdentit
 
 func (c *fleetServiceClient) Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &FleetService_ServiceDesc.Streams[0], FleetService_Watch_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &FleetService_ServiceDesc.Streams[1], FleetService_Watch_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -237,7 +260,7 @@ type FleetService_WatchClient = grpc.ServerStreamingClient[WatchResponse]
 
 func (c *fleetServiceClient) Logs(ctx context.Context, in *LogsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[LogsResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &FleetService_ServiceDesc.Streams[1], FleetService_Logs_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &FleetService_ServiceDesc.Streams[2], FleetService_Logs_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -256,7 +279,7 @@ type FleetService_LogsClient = grpc.ServerStreamingClient[LogsResponse]
 
 func (c *fleetServiceClient) Exec(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ExecRequest, ExecResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &FleetService_ServiceDesc.Streams[2], FleetService_Exec_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &FleetService_ServiceDesc.Streams[3], FleetService_Exec_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -288,6 +311,9 @@ type FleetServiceServer interface {
 	ListServers(context.Context, *ListServersRequest) (*ListServersResponse, error)
 	RemoveServer(context.Context, *RemoveServerRequest) (*RemoveServerResponse, error)
 	GetServerInfo(context.Context, *GetServerInfoRequest) (*GetServerInfoResponse, error)
+	// SaveSnapshot sends the whole state as of one moment: its description first,
+	// then its bytes. It is a secret: it holds gossip keys.
+	SaveSnapshot(*SaveSnapshotRequest, grpc.ServerStreamingServer[SaveSnapshotResponse]) error
 	// RenewIdentity signs a new certificate for the calling user.
 	RenewIdentity(context.Context, *RenewIdentityRequest) (*RenewIdentityResponse, error)
 	// Watch sends one message at once and one after every change of what the
@@ -343,6 +369,9 @@ func (UnimplementedFleetServiceServer) RemoveServer(context.Context, *RemoveServ
 }
 func (UnimplementedFleetServiceServer) GetServerInfo(context.Context, *GetServerInfoRequest) (*GetServerInfoResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetServerInfo not implemented")
+}
+func (UnimplementedFleetServiceServer) SaveSnapshot(*SaveSnapshotRequest, grpc.ServerStreamingServer[SaveSnapshotResponse]) error {
+	return status.Error(codes.Unimplemented, "method SaveSnapshot not implemented")
 }
 func (UnimplementedFleetServiceServer) RenewIdentity(context.Context, *RenewIdentityRequest) (*RenewIdentityResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RenewIdentity not implemented")
@@ -611,6 +640,17 @@ func _FleetService_GetServerInfo_Handler(srv interface{}, ctx context.Context, d
 	return interceptor(ctx, in, info, handler)
 }
 
+func _FleetService_SaveSnapshot_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(SaveSnapshotRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(FleetServiceServer).SaveSnapshot(m, &grpc.GenericServerStream[SaveSnapshotRequest, SaveSnapshotResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type FleetService_SaveSnapshotServer = grpc.ServerStreamingServer[SaveSnapshotResponse]
+
 func _FleetService_RenewIdentity_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(RenewIdentityRequest)
 	if err := dec(in); err != nil {
@@ -723,6 +763,11 @@ var FleetService_ServiceDesc = grpc.ServiceDesc{
 		},
 	},
 	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "SaveSnapshot",
+			Handler:       _FleetService_SaveSnapshot_Handler,
+			ServerStreams: true,
+		},
 		{
 			StreamName:    "Watch",
 			Handler:       _FleetService_Watch_Handler,
