@@ -177,7 +177,12 @@ func (h *RealHost) measure(ctx context.Context, c driver.Container, f isolation.
 	if m.Class < f.Class {
 		h.cfg.Log.Warn("a live boundary is weaker than proven", "runtime", string(c.Runtime), "pid", c.Pid, "class", m.Class.String(), "promised", f.Class.String(), "reason", m.Reason)
 	}
-	return reconcile.Measurement{Terms: measured(m.Terms)}, nil
+	out := reconcile.Measurement{Terms: measured(m.Terms)}
+	if m.Class >= f.Class {
+		// The boundary is the one that the canary ran in: so is its kernel.
+		out.Kernel = h.runner.Kernel(f.Runtime, f.Variant)
+	}
+	return out, nil
 }
 
 // bridge is the node's network as the reconciler takes it.

@@ -131,13 +131,25 @@ func TestRealHost(t *testing.T) {
 		t.Errorf("status: %v", s)
 	}
 
+	if facts, err := probe.Host(t.Context()); err != nil || s.GetKernel() == "" || s.GetKernel() == facts.Kernel {
+		t.Errorf("in gVisor it sees kernel %q, the host has %q, %v", s.GetKernel(), facts.Kernel, err)
+	}
+
 	// Another agent process: what runs is adopted.
 	stop()
 	if err := h.Close(); err != nil {
 		t.Error(err)
 	}
+	c.mu.Lock()
+	delete(c.statuses, "u1")
+	c.mu.Unlock()
 	h, stop = run()
-	time.Sleep(3 * time.Second)
+	// Its first word may be what the earlier process stored. Had it touched the
+	// instance after that, the count of restarts below would show it.
+	eventually(t, "the other agent measured it", func() bool {
+		n := c.status("u1")
+		return n.GetPhase() == redoubtv1.InstancePhase_INSTANCE_PHASE_RUNNING && n.GetMeasured().GetSurface().GetMeasured() && n.GetKernel() == s.GetKernel() && n.GetNotReady() == ""
+	})
 	if again := c.status("u1"); again.GetPid() != s.GetPid() || !again.GetStarted().AsTime().Equal(s.GetStarted().AsTime()) || again.GetRestarts() != 0 {
 		t.Errorf("a restart of the agent touched it: %v, was %v", again, s)
 	}

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -54,8 +55,9 @@ type Runner struct {
 	log      *slog.Logger
 	turn     chan struct{} // holds one token: the canary that may run
 
-	mu     sync.Mutex
-	proven map[key]time.Duration // boot clock of the last success
+	mu      sync.Mutex
+	proven  map[key]time.Duration // boot clock of the last success
+	kernels map[key]string        // the release that the canary read there then
 }
 
 type key struct {
@@ -65,7 +67,7 @@ type key struct {
 
 // NewRunner makes a runner. It starts nothing.
 func NewRunner(l Launcher, log *slog.Logger) *Runner {
-	return &Runner{launcher: l, log: log, turn: make(chan struct{}, 1), proven: map[key]time.Duration{}}
+	return &Runner{launcher: l, log: log, turn: make(chan struct{}, 1), proven: map[key]time.Duration{}, kernels: map[key]string{}}
 }
 
 // Age is how long ago the runtime was last proven here, by the boot clock; ok
@@ -75,6 +77,26 @@ func (r *Runner) Age(runtime isolation.Name, variant string) (age time.Duration,
 	defer r.mu.Unlock()
 	at, ok := r.proven[key{runtime, variant}]
 	return max(0, probe.BootTime()-at), ok
+}
+
+// Kernel is the release of the kernel that the canary met when the runtime was
+// proven last; "" if it is not proven. A runtime with a kernel of its own may
+// say what it likes there, so it is for people to read.
+func (r *Runner) Kernel(runtime isolation.Name, variant string) string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.kernels[key{runtime, variant}]
+}
+
+// readable is text of another kernel, fit for a terminal.
+func readable(text string) string {
+	text = strings.Map(func(c rune) rune {
+		if c <= ' ' || c > '~' {
+			return '?'
+		}
+		return c
+	}, text)
+	return text[:min(len(text), 64)]
 }
 
 // RunCanary implements probe.Runner.
@@ -93,6 +115,7 @@ func (r *Runner) RunCanary(ctx context.Context, c probe.Candidate) (probe.Observ
 		r.proven[key{c.Runtime, c.Variant}] = out.At
 	} else {
 		delete(r.proven, key{c.Runtime, c.Variant})
+		delete(r.kernels, key{c.Runtime, c.Variant})
 	}
 	r.mu.Unlock()
 	level, outcome := slog.LevelInfo, "as promised"
@@ -153,6 +176,11 @@ func (r *Runner) observe(ctx context.Context, c probe.Candidate) (out probe.Obse
 	}
 	out = judge(e)
 	out.At = at
+	if out.Class >= c.Class {
+		r.mu.Lock()
+		r.kernels[key{c.Runtime, c.Variant}] = readable(e.sight.Release)
+		r.mu.Unlock()
+	}
 	return out, nil
 }
 

@@ -368,7 +368,7 @@ func explanationToProto(e placement.Explanation) *redoubtv1.Explanation {
 	}
 	for _, r := range e.Rejections {
 		out.Rejections = append(out.Rejections, &redoubtv1.Rejection{
-			Node: string(r.Node), Site: string(r.Site), Runtime: string(r.Runtime), Code: r.Code, Reason: r.Reason, Fix: r.Fix,
+			Node: string(r.Node), Site: string(r.Site), Runtime: string(r.Runtime), Variant: r.Variant, Code: r.Code, Reason: r.Reason, Fix: r.Fix,
 		})
 	}
 	for _, f := range e.Fixes {

@@ -149,7 +149,7 @@ func rejections(rs []*redoubtv1.Rejection, width int) string {
 		}
 		text := r.GetReason()
 		if r.GetRuntime() != "" {
-			text = r.GetRuntime() + ": " + text
+			text = runtimeName(r.GetRuntime(), r.GetVariant()) + ": " + text
 		}
 		if r.GetFix() != "" && !slices.Contains([]string{text, r.GetReason()}, r.GetFix()) {
 			text += "; " + r.GetFix()

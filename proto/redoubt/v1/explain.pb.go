@@ -30,9 +30,11 @@ type Rejection struct {
 	// code is stable, for programs: below-floor, not-verified, stale, cordoned,
 	// suspect, silent, site-mismatch, no-room-cpu, no-room-memory,
 	// host-port-taken, arch-mismatch, incompatible, prefer-unmet.
-	Code          string `protobuf:"bytes,4,opt,name=code,proto3" json:"code,omitempty"`
-	Reason        string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
-	Fix           string `protobuf:"bytes,6,opt,name=fix,proto3" json:"fix,omitempty"`
+	Code   string `protobuf:"bytes,4,opt,name=code,proto3" json:"code,omitempty"`
+	Reason string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	Fix    string `protobuf:"bytes,6,opt,name=fix,proto3" json:"fix,omitempty"`
+	// variant of the runtime, where it has some, as the platform of gvisor.
+	Variant       string `protobuf:"bytes,7,opt,name=variant,proto3" json:"variant,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -105,6 +107,13 @@ func (x *Rejection) GetReason() string {
 func (x *Rejection) GetFix() string {
 	if x != nil {
 		return x.Fix
+	}
+	return ""
+}
+
+func (x *Rejection) GetVariant() string {
+	if x != nil {
+		return x.Variant
 	}
 	return ""
 }
@@ -456,14 +465,15 @@ var File_redoubt_v1_explain_proto protoreflect.FileDescriptor
 const file_redoubt_v1_explain_proto_rawDesc = "" +
 	"\n" +
 	"\x18redoubt/v1/explain.proto\x12\n" +
-	"redoubt.v1\x1a\x1aredoubt/v1/isolation.proto\"\x8b\x01\n" +
+	"redoubt.v1\x1a\x1aredoubt/v1/isolation.proto\"\xa5\x01\n" +
 	"\tRejection\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
 	"\x04site\x18\x02 \x01(\tR\x04site\x12\x18\n" +
 	"\aruntime\x18\x03 \x01(\tR\aruntime\x12\x12\n" +
 	"\x04code\x18\x04 \x01(\tR\x04code\x12\x16\n" +
 	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x10\n" +
-	"\x03fix\x18\x06 \x01(\tR\x03fix\"a\n" +
+	"\x03fix\x18\x06 \x01(\tR\x03fix\x12\x18\n" +
+	"\avariant\x18\a \x01(\tR\avariant\"a\n" +
 	"\vReasonGroup\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x12\n" +
 	"\x04code\x18\x02 \x01(\tR\x04code\x12\x14\n" +

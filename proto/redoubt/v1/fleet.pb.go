@@ -497,7 +497,8 @@ type InstanceStatus struct {
 	ImageDigest string                 `protobuf:"bytes,13,opt,name=image_digest,json=imageDigest,proto3" json:"image_digest,omitempty"`
 	// terms measured on the live boundary process.
 	Measured *Terms `protobuf:"bytes,14,opt,name=measured,proto3" json:"measured,omitempty"`
-	// kernel that a process inside sees, host_kernel beside it; empty if unmeasured.
+	// kernel release that a canary saw inside the boundary that was measured;
+	// empty if unmeasured.
 	Kernel string `protobuf:"bytes,15,opt,name=kernel,proto3" json:"kernel,omitempty"`
 	// not_ready says why a running instance is not ready; empty: it is.
 	NotReady string `protobuf:"bytes,16,opt,name=not_ready,json=notReady,proto3" json:"not_ready,omitempty"`
