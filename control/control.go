@@ -59,6 +59,10 @@ type settings struct {
 	EnrollAddress string `json:"enroll_address"`
 	// First: this server began the fleet.
 	First bool `json:"first,omitempty"`
+	// Others are the API addresses of the other servers, as last known, by id.
+	Others map[string]string `json:"others,omitempty"`
+	// Removed: when this server learned that it was taken out of the fleet.
+	Removed time.Time `json:"removed,omitzero"`
 }
 
 func settingsPath(dir string) string { return filepath.Join(dir, "server.json") }
@@ -130,12 +134,16 @@ func (c *Config) defaults() {
 	}
 }
 
-// Run serves until ctx ends, then hands leadership over and stops.
+// Run serves until ctx ends, then hands leadership over and stops. A server that
+// was removed from its fleet ends by itself with ErrRemoved.
 func Run(ctx context.Context, cfg Config) (err error) {
 	cfg.defaults()
 	set, err := readSettings(cfg.Dir)
 	if err != nil {
 		return err
+	}
+	if !set.Removed.IsZero() {
+		return set.removal(cfg.Dir)
 	}
 	td, err := spiffeid.TrustDomainFromString(set.TrustDomain)
 	if err != nil {
@@ -216,6 +224,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		}
 		return srv.Declare(gctx, set.server(cfg.Version))
 	})
+	g.Go(func() error { return watchRemoval(gctx, node, store, srv, set, cfg, log) })
 	if cfg.Ready != nil {
 		g.Go(func() error { return ready(gctx, node, store, cfg.Ready) })
 	}

@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -399,6 +400,39 @@ func TestADataDirectoryIsOneServersOfOneFleetAndOneProcess(t *testing.T) {
 	}
 }
 
+// removed runs to the end of a server, which must say that it was removed.
+func (c *cluster) removed(id string, ended <-chan error) {
+	c.t.Helper()
+	s := c.servers[id]
+	s.stop = nil
+	select {
+	case err := <-ended:
+		if !errors.Is(err, ErrRemoved) || !strings.Contains(err.Error(), "redoubt server join") {
+			c.t.Errorf("server %s was removed and ended with: %v", id, err)
+		}
+	case <-time.After(40 * time.Second):
+		c.t.Fatalf("server %s was removed and goes on", id)
+	}
+	if err := Run(c.ctx(), Config{Dir: s.dir, Log: c.log()}); !errors.Is(err, ErrRemoved) {
+		c.t.Errorf("started again, server %s says: %v", id, err)
+	}
+}
+
+func TestAServerThatWasRemovedWhileItWasDownSaysSo(t *testing.T) {
+	c := newCluster(t, "s1", "s2", "s3")
+	c.halt("s3")
+	if _, err := c.fleet().RemoveServer(c.ctx(), &redoubtv1.RemoveServerRequest{Id: "s3"}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() {
+		ended <- Run(ctx, Config{Dir: c.servers["s3"].dir, Log: c.log(), Timing: c.timing, Raft: raftTiming})
+	}()
+	c.removed("s3", ended)
+}
+
 func TestALeaderIsRemovedByCommandAfterHandingOver(t *testing.T) {
 	c := newCluster(t, "s1", "s2", "s3")
 	if _, err := c.fleet().RemoveServer(c.ctx(), &redoubtv1.RemoveServerRequest{Id: "s1"}); err != nil {
@@ -412,6 +446,7 @@ func TestALeaderIsRemovedByCommandAfterHandingOver(t *testing.T) {
 		}
 		return err
 	})
+	c.removed("s1", c.servers["s1"].done)
 	if _, err := f.RemoveServer(c.ctx(), &redoubtv1.RemoveServerRequest{Id: "s9"}); status.Code(err) != codes.NotFound {
 		t.Errorf("removing a stranger: %v", err)
 	}

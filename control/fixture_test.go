@@ -38,6 +38,9 @@ type cluster struct {
 	admin   identity.File
 }
 
+// raftTiming elects fast.
+var raftTiming = consensus.Timing{Heartbeat: 300 * time.Millisecond, Election: 300 * time.Millisecond, Lease: 150 * time.Millisecond}
+
 type running struct {
 	id        string
 	dir       string
@@ -101,7 +104,7 @@ func (c *cluster) start(s *running) {
 	go func() {
 		s.done <- Run(ctx, Config{
 			Dir: s.dir, Version: "test", Timing: c.timing, Log: c.log(), Ready: func() { close(ready) },
-			Raft: consensus.Timing{Heartbeat: 300 * time.Millisecond, Election: 300 * time.Millisecond, Lease: 150 * time.Millisecond},
+			Raft: raftTiming,
 		})
 	}()
 	select {

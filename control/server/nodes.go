@@ -157,6 +157,19 @@ func (s *Server) peerStatus(ctx context.Context, p peerRef) (*redoubtv1.GetStatu
 	return redoubtv1.NewPeerServiceClient(conn).GetStatus(ctx, &redoubtv1.GetStatusRequest{})
 }
 
+// Removed asks others, API addresses by server id, whether this server was taken
+// out of the fleet. Only the word of one that leads counts.
+func (s *Server) Removed(ctx context.Context, others map[string]string) bool {
+	for id, address := range others {
+		st, err := s.peerStatus(ctx, peerRef{id, address})
+		s.log.Debug("asked whether this server was removed", "of", id, "leads", st.GetLeader(), "removed", st.GetCallerRemoved(), "err", err)
+		if err == nil && st.GetLeader() && st.GetCallerRemoved() {
+			return true
+		}
+	}
+	return false
+}
+
 // RemoveServer takes a server out of the fleet: it no longer votes and is no
 // longer told to agents. Its authority stays trusted until what it signed has
 // ended; a server that leads hands leadership over first.

@@ -2,10 +2,12 @@ package server
 
 import (
 	"context"
+	"slices"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"redoubt.dev/redoubt/control/consensus"
 	"redoubt.dev/redoubt/control/state"
 	redoubtv1 "redoubt.dev/redoubt/proto/redoubt/v1"
 )
@@ -89,8 +91,10 @@ func (s *peerAPI) GetStatus(ctx context.Context, _ *redoubtv1.GetStatusRequest) 
 	}
 	removed := false
 	if lead {
-		_, ok := s.store.Snapshot().Server(nil, callerFrom(ctx).Name())
-		removed = !ok
+		caller := callerFrom(ctx).Name()
+		_, known := s.store.Snapshot().Server(nil, caller)
+		members, err := s.consensus.Members()
+		removed = err == nil && !known && !slices.ContainsFunc(members, func(m consensus.Member) bool { return m.ID == caller })
 	}
 	id, _ := s.leaderRef()
 	return &redoubtv1.GetStatusResponse{

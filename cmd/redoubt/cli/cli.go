@@ -28,6 +28,7 @@ const (
 	exitChanges     = 1 // plan
 	exitError       = 2
 	exitUnplaceable = 3 // plan
+	exitRemoved     = 4 // server: it was removed from the fleet
 	exitInterrupted = 130
 )
 

@@ -57,7 +57,7 @@ func (a *app) raftRemoveCommand() *cobra.Command {
 				return fmt.Errorf("remove server %s: %w", args[0], err)
 			}
 			_, err := fmt.Fprintf(a.Stdout, "%s removed\n", args[0])
-			a.say("Stop its process and delete its data directory.")
+			a.say("Its process ends by itself if it can reach the others; else stop it. Delete its data directory.")
 			return err
 		})
 	}

@@ -19,7 +19,7 @@ const DefaultServerDir = "/var/lib/redoubt/server"
 func (a *app) serverCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "server", Short: "Run a control server", Args: nounArgs,
-		Long: "Runs the control server of a data directory that `redoubt server init` or\n`redoubt server join` has made. SIGTERM hands leadership over and stops it.",
+		Long: "Runs the control server of a data directory that `redoubt server init` or\n`redoubt server join` has made. SIGTERM hands leadership over and stops it.\nOne that was removed from the fleet says so and ends with exit code 4.",
 	}
 	cfg := control.Config{Timing: leader.DefaultTiming()}
 	f := c.Flags()
@@ -41,7 +41,12 @@ func (a *app) serverCommand() *cobra.Command {
 		cfg.Timing.LostMargin = max(cfg.Timing.SilentAfter, 5*time.Second)
 		cfg.Version, cfg.Log = Version, a.log
 		cfg.Ready = func() { a.log.Info("serving") }
-		return control.Run(c.Context(), cfg)
+		err := control.Run(c.Context(), cfg)
+		if errors.Is(err, control.ErrRemoved) {
+			// Its supervisor must tell this from a failure: a restart is no use.
+			return exitCode{exitRemoved, err}
+		}
+		return err
 	}
 	a.daemon(c)
 	c.AddCommand(a.serverInitCommand(), a.serverJoinCommand(), a.serverRecoverCommand(), a.serverAdminCommand())
