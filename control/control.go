@@ -199,6 +199,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		NodeTTL: cfg.NodeTTL, UserTTL: cfg.UserTTL, RenewWindow: cfg.RenewWindow, Timing: cfg.Timing,
 	}, td, server.Parts{Consensus: node, Store: store, Leader: lead, Authority: authority, Source: source, Log: log})
 	lead.Join(node, srv.PeerApplied)
+	lead.Record(set.ID)
 
 	// Consensus ends last: what the server still answers needs it.
 	raftCtx, stopRaft := context.WithCancel(context.WithoutCancel(ctx))

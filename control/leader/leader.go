@@ -38,6 +38,7 @@ type Leader struct {
 	timing    Timing
 	policy    placement.Policy
 	log       *slog.Logger
+	id        string
 	members   Membership
 	applied   Applied
 
@@ -53,6 +54,8 @@ type term struct {
 	// what it gives up is applied, and read-held while words are taken in. So a
 	// node is given up before a word of it is heard, or not for that silence.
 	giving sync.RWMutex
+	began  time.Time
+	notes  notebook
 }
 
 // New makes a leader that leads nothing yet.
@@ -64,6 +67,10 @@ func New(c Consensus, store *state.Store, timing Timing, log *slog.Logger) *Lead
 // Run; without it membership stays as it is.
 func (l *Leader) Join(m Membership, applied Applied) { l.members, l.applied = m, applied }
 
+// Record makes each term keep events, in the name of the server id. To be called
+// before Run.
+func (l *Leader) Record(id string) { l.id = id }
+
 // Run leads term number until ctx ends. The caller ends ctx when leadership is
 // lost, and calls again for the next term.
 func (l *Leader) Run(ctx context.Context, number uint64) error {
@@ -73,7 +80,8 @@ func (l *Leader) Run(ctx context.Context, number uint64) error {
 		}
 		return fmt.Errorf("begin term %d: %w", number, err)
 	}
-	t := &term{Leader: l, number: number, observed: NewObserved(l.timing, time.Now())}
+	now := time.Now()
+	t := &term{Leader: l, number: number, observed: NewObserved(l.timing, now), began: now}
 	l.term.Store(t)
 	defer l.term.CompareAndSwap(t, nil)
 	l.log.Info("leading", "term", number)
@@ -82,6 +90,9 @@ func (l *Leader) Run(ctx context.Context, number uint64) error {
 	g.Go(func() error { return t.lease(ctx) })
 	g.Go(func() error { return t.reap(ctx) })
 	g.Go(func() error { return t.keys(ctx) })
+	if l.id != "" {
+		g.Go(func() error { return t.record(ctx) })
+	}
 	if l.members != nil {
 		g.Go(func() error { return t.join(ctx) })
 	}

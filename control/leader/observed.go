@@ -273,9 +273,11 @@ type View struct {
 	// Accountable silence is what a lease may be ended for: it does not count
 	// while the whole site was disconnected, nor before this term.
 	Accountable time.Duration
-	Server      string
-	Load        uint32
-	Hint        string
+	// Heard in this term.
+	Heard  bool
+	Server string
+	Load   uint32
+	Hint   string
 	// SVIDExpires is the end of the certificate of its last session.
 	SVIDExpires time.Time
 	// Age of each runtime's proof; absent: none is known in this term.
@@ -304,7 +306,7 @@ func (o *Observed) View(node isolation.NodeID, site isolation.SiteID, reported, 
 	if !ok {
 		s = &siteHeard{connectedSince: o.started}
 	}
-	v := View{Silent: max(now.Sub(n.last), 0), Server: n.server, Load: n.load, SVIDExpires: n.expires}
+	v := View{Silent: max(now.Sub(n.last), 0), Heard: n.everHeard, Server: n.server, Load: n.load, SVIDExpires: n.expires}
 	since := n.last
 	if s.connectedSince.After(since) {
 		since = s.connectedSince

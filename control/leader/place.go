@@ -28,6 +28,7 @@ func (t *term) place(ctx context.Context) error {
 		ws := state.NewWatchSet()
 		view := t.store.Snapshot()
 		plan := placement.Plan(t.input(view, ws), t.policy)
+		t.notes.plan(plan, time.Now())
 		ops := planOperations(plan)
 		if len(ops) > 0 {
 			results, err := t.propose(ctx, ops)

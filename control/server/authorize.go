@@ -111,6 +111,8 @@ var rules = map[string]rule{
 	fleetService + "GetServerInfo":   {kind: identity.KindUser},
 	fleetService + "SaveSnapshot":    {kind: identity.KindUser, need: Administer},
 	fleetService + "RenewIdentity":   {kind: identity.KindUser},
+	fleetService + "ListEvents":      {kind: identity.KindUser, need: ReadWorkloads, filtered: true, leader: true},
+	fleetService + "WatchEvents":     {kind: identity.KindUser, need: ReadWorkloads, filtered: true},
 	fleetService + "Watch":           {kind: identity.KindUser, need: ReadWorkloads, filtered: true},
 	fleetService + "Logs":            {kind: identity.KindUser, need: ReadWorkloads, namespace: fromRequest},
 	fleetService + "Exec":            {kind: identity.KindUser, need: WriteWorkloads, namespace: fromExecStart},
@@ -201,6 +203,20 @@ func describe(held []fleet.Role) string {
 func visible(bindings roles, caller identity.ID, namespace string) bool {
 	for _, b := range bindings.RolesOf(caller.Name()) {
 		if rolePermissions[b.Role]&ReadWorkloads != 0 && (b.AllNamespaces() || b.Namespace == namespace) {
+			return true
+		}
+	}
+	return false
+}
+
+// visibleEvent tells whether user may read an event: of a workload with the
+// right to see workloads there, of a node or server with the right to see those.
+func visibleEvent(held []fleet.Role, e *fleet.Event) bool {
+	for _, b := range held {
+		switch p := rolePermissions[b.Role]; {
+		case e.Namespace == "" && p&ReadFleet != 0 && b.AllNamespaces():
+			return true
+		case e.Namespace != "" && p&ReadWorkloads != 0 && (b.AllNamespaces() || b.Namespace == e.Namespace):
 			return true
 		}
 	}

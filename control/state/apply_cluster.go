@@ -2,6 +2,7 @@ package state
 
 import (
 	"bytes"
+	"fmt"
 	"slices"
 
 	"google.golang.org/grpc/codes"
@@ -121,6 +122,9 @@ func (a *apply) putServer(p *redoubtv1.Server) (outcome, error) {
 		return outcome{result: Unchanged}, nil
 	}
 	a.put(tableServers, s)
+	if s.Version != before.Version {
+		a.noteServer(s.ID, fleet.ReasonUpgraded, fmt.Sprintf("from version %s to %s", before.Version, s.Version))
+	}
 	return outcome{revision: a.index, result: Changed}, nil
 }
 
@@ -130,6 +134,7 @@ func (a *apply) removeServer(op *redoubtv1.RemoveServerOp) (outcome, error) {
 		return outcome{result: Unchanged}, nil
 	}
 	a.delete(tableServers, s)
+	a.noteServer(s.ID, fleet.ReasonRemoved, "it votes no longer")
 	return outcome{revision: a.index, result: Changed}, nil
 }
 

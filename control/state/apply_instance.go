@@ -89,6 +89,7 @@ func (a *apply) assign(op *redoubtv1.Assign) (outcome, error) {
 	next := *w
 	next.NextOrdinal++
 	a.put(tableWorkloads, &next)
+	a.notePlaced(as)
 	return outcome{revision: a.index, result: Created}, nil
 }
 
@@ -143,6 +144,12 @@ func (a *apply) stopAssignment(op *redoubtv1.StopAssignment) (outcome, error) {
 		return outcome{revision: before.Version, result: Unchanged}, nil
 	}
 	a.put(tableInstances, &i)
+	switch {
+	case i.Status.Phase == fleet.InstanceLost && before.Status.Phase != fleet.InstanceLost:
+		a.noteInstance(&i, fleet.ByLeader, fleet.ReasonLost, true, op.GetWhy())
+	case i.Stop && !before.Stop:
+		a.noteInstance(&i, fleet.ByLeader, fleet.ReasonStopping, false, op.GetWhy())
+	}
 	return outcome{revision: i.Version, result: Changed}, nil
 }
 

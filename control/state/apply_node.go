@@ -55,6 +55,7 @@ func (a *apply) putReport(op *redoubtv1.PutReport) (outcome, error) {
 	}
 	n.Revision = a.index
 	a.put(tableNodes, &n)
+	a.noteReport(before, &n)
 	return outcome{revision: a.index, result: Changed}, nil
 }
 
@@ -128,5 +129,13 @@ func (a *apply) setNodeMark(op *redoubtv1.SetNodeMark) (outcome, error) {
 	}
 	n.Revision = a.index
 	a.put(tableNodes, &n)
+	switch {
+	case n.Lost && !before.Lost:
+		a.noteNode(&n, fleet.ByLeader, fleet.ReasonLost, true, "silent for so long that its work is replaced")
+	case n.Cordoned && !before.Cordoned:
+		a.noteNode(&n, fleet.ByLeader, fleet.ReasonCordoned, false, "it gets no new work")
+	case !n.Cordoned && before.Cordoned:
+		a.noteNode(&n, fleet.ByLeader, fleet.ReasonUncordoned, false, "it gets new work again")
+	}
 	return outcome{revision: a.index, result: Changed}, nil
 }

@@ -63,6 +63,7 @@ func (a *apply) takeStatus(s *fleet.Status) bool {
 	i := *before
 	i.Status = *s
 	a.put(tableInstances, &i)
+	a.noteStatus(before, &i)
 	a.count(&i)
 	return true
 }

@@ -125,6 +125,7 @@ func (a *apply) admitServer(op *redoubtv1.BindToken, token *fleet.Token) (outcom
 		return added, nil
 	}
 	a.put(tableServers, server)
+	a.noteServer(server.ID, fleet.ReasonJoined, "admitted by a join token, at "+server.APIAddress)
 	return outcome{revision: a.index, result: Created}, nil
 }
 
@@ -144,7 +145,9 @@ func (a *apply) enrolNode(op *redoubtv1.BindToken, token *fleet.Token) (outcome,
 	}
 	before, ok := a.Node(nil, id)
 	if !ok {
-		a.put(tableNodes, &fleet.Node{ID: id, Site: site, KeyHash: op.GetKeyHash(), Enrolled: a.now, Revision: a.index})
+		n := &fleet.Node{ID: id, Site: site, KeyHash: op.GetKeyHash(), Enrolled: a.now, Revision: a.index}
+		a.put(tableNodes, n)
+		a.noteNode(n, fleet.ByLeader, fleet.ReasonJoined, false, "enrolled by a join token, in site "+string(site))
 		return outcome{revision: a.index, result: Created}, nil
 	}
 	if before.KeyHash == op.GetKeyHash() && before.Site == site {
@@ -169,5 +172,6 @@ func (a *apply) enrolNode(op *redoubtv1.BindToken, token *fleet.Token) (outcome,
 	n.Site, n.KeyHash, n.Enrolled, n.Revision = site, op.GetKeyHash(), a.now, a.index
 	n.Report = nil
 	a.put(tableNodes, &n)
+	a.noteNode(&n, fleet.ByLeader, fleet.ReasonJoined, false, "enrolled anew, in site "+string(site))
 	return outcome{revision: a.index, result: Changed}, nil
 }

@@ -1,6 +1,7 @@
 package state
 
 import (
+	"fmt"
 	"strings"
 
 	"google.golang.org/grpc/codes"
@@ -32,6 +33,7 @@ func (a *apply) putWorkload(op *redoubtv1.PutWorkload) (outcome, error) {
 			Spec: &spec, UID: op.GetUid(), Revision: a.index, NextOrdinal: 1,
 			Created: a.now, Updated: a.now, UpdatedBy: op.GetUser(),
 		})
+		a.noteWorkload(&spec, op.GetUser(), fleet.ReasonApplied, fmt.Sprintf("a new %s, revision %d", spec.Kind, a.index))
 		return outcome{revision: a.index, result: Created}, nil
 	}
 	if before.Stopping {
@@ -42,6 +44,7 @@ func (a *apply) putWorkload(op *redoubtv1.PutWorkload) (outcome, error) {
 			Spec: &spec, UID: op.GetUid(), Revision: a.index, NextOrdinal: before.NextOrdinal,
 			Created: a.now, Updated: a.now, UpdatedBy: op.GetUser(),
 		})
+		a.noteWorkload(&spec, op.GetUser(), fleet.ReasonApplied, fmt.Sprintf("a new %s while the one before still stops, revision %d", spec.Kind, a.index))
 		return outcome{revision: a.index, result: Created}, nil
 	}
 	if spec.Kind != before.Spec.Kind {
@@ -59,6 +62,7 @@ func (a *apply) putWorkload(op *redoubtv1.PutWorkload) (outcome, error) {
 		a.stopInstances(spec.Namespace, spec.Name)
 	}
 	a.put(tableWorkloads, &w)
+	a.noteWorkload(&spec, op.GetUser(), fleet.ReasonChanged, fmt.Sprintf("%s; revision %d", strings.Join(diff, ", "), a.index))
 	return outcome{revision: a.index, result: Changed}, nil
 }
 
@@ -124,6 +128,7 @@ func (a *apply) stopWorkload(op *redoubtv1.StopWorkloadOp) (outcome, error) {
 	w.Stopping, w.Revision, w.Updated, w.UpdatedBy = true, a.index, a.now, op.GetUser()
 	a.put(tableWorkloads, &w)
 	a.stopInstances(op.GetNamespace(), op.GetName())
+	a.noteWorkload(w.Spec, op.GetUser(), fleet.ReasonStopRequest, "its instances end, then it is forgotten")
 	return outcome{revision: a.index, result: Changed}, nil
 }
 
@@ -139,5 +144,6 @@ func (a *apply) removeWorkload(op *redoubtv1.RemoveWorkload) (outcome, error) {
 		return outcome{}, refuse(codes.FailedPrecondition, "workload %s still has %d instances (%s on %s)", w.Spec.Key(), len(left), left[0].Instance, left[0].Node)
 	}
 	a.delete(tableWorkloads, w)
+	a.noteWorkload(w.Spec, "", fleet.ReasonRemoved, "nothing is left of it")
 	return outcome{revision: a.index, result: Changed}, nil
 }

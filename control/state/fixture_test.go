@@ -194,6 +194,25 @@ func opAssign(a *redoubtv1.Assign) *redoubtv1.Operation {
 	return &redoubtv1.Operation{Operation: &redoubtv1.Operation_Assign{Assign: a}}
 }
 
+// opEvents begins the log of events, and adds those that are not nil.
+func opEvents(events ...*redoubtv1.Event) *redoubtv1.Operation {
+	op := &redoubtv1.RecordEvents{}
+	for _, e := range events {
+		if e != nil {
+			op.Events = append(op.Events, e)
+		}
+	}
+	return &redoubtv1.Operation{Operation: &redoubtv1.Operation_RecordEvents{RecordEvents: op}}
+}
+
+func pendingEvent(workload, why string) *redoubtv1.Event {
+	return &redoubtv1.Event{Kind: "Workload", Namespace: "default", Name: workload, Workload: workload, Warning: true, Reason: "Pending", Message: why, By: "leader"}
+}
+
+func nodeEvent(node, reason string) *redoubtv1.Event {
+	return &redoubtv1.Event{Kind: "Node", Name: node, Node: node, Reason: reason, By: "leader"}
+}
+
 func opStop(n int, lost bool) *redoubtv1.Operation {
 	return &redoubtv1.Operation{Operation: &redoubtv1.Operation_StopAssignment{StopAssignment: &redoubtv1.StopAssignment{Uid: uid(n), Lost: lost, Why: "because"}}}
 }

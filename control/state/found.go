@@ -48,9 +48,13 @@ func (f *FSM) Transplant(to Cluster, admin string) error {
 			return err
 		}
 	}
+	if _, err := txn.DeleteAll(tableEventScopes, indexID+"_prefix", []byte(nil)); err != nil {
+		return err
+	}
 	v := &View{txn: txn}
 	m := *v.meta()
 	m.cluster = to
+	m.eventsForgotten = m.eventSequence // they were of the other fleet
 	insert(txn, tableMeta, &m)
 	insert(txn, tableRoles, &fleet.Role{User: admin, Namespace: fleet.AllNamespaces, Role: fleet.RoleAdmin})
 	txn.Commit()

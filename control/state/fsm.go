@@ -15,7 +15,10 @@ import (
 const (
 	// FeatureLevel is the newest command that this build can apply. A server
 	// declares it in the state; nothing newer is proposed before every voter has.
-	FeatureLevel = 1
+	// 2: events.
+	FeatureLevel = 2
+	// EventsLevel is needed to keep events.
+	EventsLevel = 2
 	// BaseLevel is what every server that was ever released can apply.
 	BaseLevel = 1
 
@@ -44,7 +47,13 @@ type Applied struct {
 
 // RequiredLevel is the feature level that a server needs to apply cmd.
 func RequiredLevel(cmd *redoubtv1.Command) uint32 {
-	return max(BaseLevel, cmd.GetFeatureLevel())
+	level := max(BaseLevel, cmd.GetFeatureLevel())
+	for _, op := range cmd.GetOperations() {
+		if op.GetRecordEvents() != nil {
+			level = max(level, EventsLevel)
+		}
+	}
+	return level
 }
 
 // FSM applies committed log entries to its store. Only Raft calls it, from one
@@ -225,6 +234,8 @@ func (a *apply) dispatch(op *redoubtv1.Operation) (outcome, error) {
 		return a.putStatus(o.PutStatus)
 	case *redoubtv1.Operation_RemoveAssignment:
 		return a.removeAssignment(o.RemoveAssignment)
+	case *redoubtv1.Operation_RecordEvents:
+		return a.recordEvents(o.RecordEvents)
 	}
 	return outcome{}, refuse(codes.Unimplemented, "unknown operation")
 }

@@ -263,7 +263,9 @@ func (m *machine) random(t *rapid.T, n int) *redoubtv1.Operation {
 	some := rapid.IntRange(1, n).Draw(t, "instance")
 	truth := rapid.Bool().Draw(t, "bool")
 	v := m.Snapshot()
-	switch rapid.IntRange(0, 13).Draw(t, "kind") {
+	switch rapid.IntRange(0, 14).Draw(t, "kind") {
+	case 14:
+		return opEvents(rapid.SampledFrom([]*redoubtv1.Event{nil, pendingEvent(name, "why"), nodeEvent(node, "Silent")}).Draw(t, "event"))
 	case 0:
 		g := uint64(rapid.IntRange(1, 6).Draw(t, "generation"))
 		return opReport(report(node, site, g, rapid.Int64Range(100, 1000).Draw(t, "cpu"), rapid.Int64Range(64, 512).Draw(t, "MiB")<<20))
@@ -409,6 +411,8 @@ func FuzzRestore(f *testing.F) {
 	m.ok(opWorkload(workload("web", "Service", "sandbox", 8080)), Created)
 	m.ok(opAssign(m.plan(1, "web", "n1", "gvisor")), Created)
 	f.Add(snapshotBytes(m.Store))
+	m.ok(opEvents(pendingEvent("web", "why")), Created)
+	f.Add(snapshotBytes(m.Store))
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, data []byte) {
 		s := NewStore()
@@ -427,7 +431,7 @@ func FuzzRestore(f *testing.F) {
 }
 
 func FuzzApply(f *testing.F) {
-	for _, op := range []*redoubtv1.Operation{opInit(), opToken("t", "", ""), opBind("t1", "n1", "oslo", "k1"), opReport(report("n1", "oslo", 2, 1, 1)), opWorkload(workload("web", "Job", "vm", 1)), opStopWorkload("web"), opStop(1, true)} {
+	for _, op := range []*redoubtv1.Operation{opInit(), opToken("t", "", ""), opBind("t1", "n1", "oslo", "k1"), opReport(report("n1", "oslo", 2, 1, 1)), opWorkload(workload("web", "Job", "vm", 1)), opStopWorkload("web"), opStop(1, true), opEvents(nodeEvent("n1", "Silent"))} {
 		b, _ := proto.Marshal(&redoubtv1.Command{Id: "x", Operations: []*redoubtv1.Operation{op}})
 		f.Add(b)
 	}

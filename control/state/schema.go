@@ -23,9 +23,13 @@ const (
 	tableInstances   = "instances"
 	tableSiteKeys    = "site-keys"
 	tableApplied     = "applied"
+	tableEvents      = "events"
 	// tableTombstones is derived and in no snapshot: which assignments were
 	// removed from which node, within the last TombstoneWindow log entries.
 	tableTombstones = "tombstones"
+	// tableEventScopes is derived and in no snapshot: how many events are kept
+	// of what has a bound.
+	tableEventScopes = "event-scopes"
 
 	indexID       = "id"
 	indexSite     = "site"
@@ -33,12 +37,15 @@ const (
 	indexWorkload = "workload"
 	indexName     = "name"
 	indexLog      = "log"
+	indexObject   = "object"
+	indexSpace    = "namespace"
+	indexSame     = "same"
 )
 
 // replicated are the tables of a snapshot, in its order.
 var replicated = []string{
 	tableServers, tableAuthorities, tableRoles, tableTokens, tableNodes,
-	tableWorkloads, tableInstances, tableSiteKeys, tableApplied,
+	tableWorkloads, tableInstances, tableSiteKeys, tableApplied, tableEvents,
 }
 
 // meta is the one object of tableMeta.
@@ -47,6 +54,10 @@ type meta struct {
 	cluster Cluster
 	// floor: removals at or before this index are no longer known.
 	floor uint64
+	// events: they are kept. The sequence is of the newest one; those up to
+	// eventsForgotten may be gone.
+	events                         bool
+	eventSequence, eventsForgotten uint64
 }
 
 type tombstone struct {
@@ -116,6 +127,12 @@ func schema() *memdb.DBSchema {
 	// Not unique: a workload that was forgotten and made anew counts from 1 again.
 	also(instances, indexName, false, func(i *fleet.Instance) []byte { return key(i.Namespace, i.Instance) })
 
+	// Of equal keys the index goes by sequence.
+	events := unique[*fleet.Event](eventSequence)
+	also[*fleet.Event](events, indexObject, false, eventObject)
+	also(events, indexSpace, false, func(e *fleet.Event) []byte { return key(e.Namespace) })
+	also[*fleet.Event](events, indexSame, false, sameEvent)
+
 	tables := map[string]map[string]*memdb.IndexSchema{
 		tableMeta:        unique(func(*meta) []byte { return key("meta") }),
 		tableServers:     unique(func(s *fleet.Server) []byte { return key(s.ID) }),
@@ -129,6 +146,8 @@ func schema() *memdb.DBSchema {
 		tableSiteKeys:  unique(func(k *fleet.SiteKeys) []byte { return key(string(k.Site)) }),
 		tableApplied: also(unique(func(a *redoubtv1.AppliedCommand) []byte { return key(a.GetId()) }),
 			indexLog, false, func(a *redoubtv1.AppliedCommand) []byte { return logKey(a.GetIndex()) }),
+		tableEvents:      events,
+		tableEventScopes: unique(func(s *eventScope) []byte { return scopeKey(s.key) }),
 		tableTombstones: also(unique(func(t *tombstone) []byte { return append(key(string(t.node)), logKey(t.index, t.uid)...) }),
 			indexLog, false, func(t *tombstone) []byte { return logKey(t.index) }),
 	}

@@ -54,6 +54,13 @@ func (v *View) Write(w io.Writer) error {
 	}}}); err != nil {
 		return err
 	}
+	if m := v.meta(); m.events {
+		if err := put(&redoubtv1.SnapshotRecord{Record: &redoubtv1.SnapshotRecord_EventLog{EventLog: &redoubtv1.EventLog{
+			Sequence: m.eventSequence, Forgotten: m.eventsForgotten,
+		}}}); err != nil {
+			return err
+		}
+	}
 	for _, table := range replicated {
 		it, err := v.txn.Get(table, prefixed(indexID), []byte(nil))
 		if err != nil {
@@ -94,6 +101,8 @@ func record(obj any) *redoubtv1.SnapshotRecord {
 		r.Record = &redoubtv1.SnapshotRecord_SiteKeys{SiteKeys: SiteKeysToProto(o)}
 	case *redoubtv1.AppliedCommand:
 		r.Record = &redoubtv1.SnapshotRecord_Applied{Applied: o}
+	case *fleet.Event:
+		r.Record = &redoubtv1.SnapshotRecord_Event{Event: EventToProto(o)}
 	default:
 		panic(fmt.Sprintf("state: %T has no snapshot record", obj))
 	}
@@ -116,7 +125,7 @@ func (f *FSM) Restore(rc io.ReadCloser) error {
 }
 
 func restore(txn *memdb.Txn, r io.Reader) (uint64, error) {
-	for _, table := range append([]string{tableTombstones}, replicated...) {
+	for _, table := range append([]string{tableTombstones, tableEventScopes}, replicated...) {
 		if _, err := txn.DeleteAll(table, indexID+"_prefix", []byte(nil)); err != nil {
 			return 0, err
 		}
@@ -155,12 +164,21 @@ func restore(txn *memdb.Txn, r io.Reader) (uint64, error) {
 			}
 			return header.GetIndex(), nil
 		}
+		if l := rec.GetEventLog(); l != nil {
+			m := *(&View{txn: txn}).meta()
+			m.events, m.eventSequence, m.eventsForgotten = true, l.GetSequence(), l.GetForgotten()
+			insert(txn, tableMeta, &m)
+			continue
+		}
 		table, obj, err := object(rec)
 		if err != nil {
 			return 0, fmt.Errorf("record %d: %w", n, err)
 		}
 		if err := txn.Insert(table, obj); err != nil {
 			return 0, fmt.Errorf("record %d: %w", n, err)
+		}
+		if e, ok := obj.(*fleet.Event); ok {
+			(&View{txn: txn}).countEvent(e, 1)
 		}
 	}
 }
@@ -188,6 +206,8 @@ func object(rec *redoubtv1.SnapshotRecord) (table string, obj any, err error) {
 		return tableSiteKeys, SiteKeysFromProto(r.SiteKeys), nil
 	case *redoubtv1.SnapshotRecord_Applied:
 		return tableApplied, r.Applied, nil
+	case *redoubtv1.SnapshotRecord_Event:
+		return tableEvents, EventFromProto(r.Event), nil
 	}
 	return "", nil, errors.New("it is of a kind that this version does not know")
 }

@@ -172,6 +172,7 @@ func (a *app) root() *cobra.Command {
 		a.explainCommand(), a.logsCommand(), a.execCommand(), a.stopCommand())
 	group("fleet",
 		noun("node", "Hosts, what they have proven, and tokens to join", nil, a.nodeListCommand(), a.nodeStatusCommand(), a.joinTokenCommand()),
+		a.eventsCommand(),
 		noun("site", "Failure domains", nil, a.siteListCommand()),
 		noun("operator", "Run the control plane", nil,
 			noun("raft", "The servers' consensus", nil, a.raftListCommand(), a.raftRemoveCommand()),

@@ -1,6 +1,7 @@
 package cli_test
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -11,6 +12,7 @@ import (
 
 	"redoubt.dev/redoubt/cmd/redoubt/workloadfile"
 	"redoubt.dev/redoubt/control/fleet"
+	"redoubt.dev/redoubt/control/state"
 	"redoubt.dev/redoubt/isolation"
 	redoubtv1 "redoubt.dev/redoubt/proto/redoubt/v1"
 )
@@ -49,6 +51,24 @@ func TestExamplesAreWhatTheySay(t *testing.T) {
 		}
 		if w.Name == "web" && (len(w.Containers[0].Ports) != 1 || w.Containers[0].Ports[0].Host != 18080) {
 			t.Errorf("web publishes %v, want 18080", w.Containers[0].Ports)
+		}
+	}
+}
+
+// The page names every reason of an event.
+func TestTheEventsPageIsComplete(t *testing.T) {
+	b, err := os.ReadFile("../../../docs/events.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range fleet.EventReasons {
+		if !strings.Contains(string(b), "`"+r+"`") {
+			t.Errorf("%s is not on the page", r)
+		}
+	}
+	for _, n := range []int{state.EventsPerObject, state.EventsPerNamespace, state.EventsInAll} {
+		if !strings.Contains(string(b), fmt.Sprint(n)) {
+			t.Errorf("the bound %d is not on the page", n)
 		}
 	}
 }

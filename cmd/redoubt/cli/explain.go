@@ -31,7 +31,10 @@ func (a *app) explainCommand() *cobra.Command {
 		default:
 			_, err = fmt.Fprint(out.w, out.explanation(resp.GetExplanation(), a.prose()))
 		}
-		return err
+		if err != nil {
+			return err
+		}
+		return out.workloadEvents(ctx, f, resp.GetWorkload().GetSpec())
 	})
 }
 

@@ -46,6 +46,7 @@ type world struct {
 	nodes     redoubtv1.ListNodesResponse
 	sites     redoubtv1.ListSitesResponse
 	servers   redoubtv1.ListServersResponse
+	events    redoubtv1.ListEventsResponse
 	logs      map[string]string // by instance
 	addresses []string
 	commands  map[string]int // times that a command id was seen
@@ -306,6 +307,41 @@ func (s fakeServer) ListWorkloads(_ context.Context, req *redoubtv1.ListWorkload
 		return strings.Compare(key(a.GetSpec().GetNamespace(), a.GetSpec().GetName()), key(b.GetSpec().GetNamespace(), b.GetSpec().GetName()))
 	})
 	return resp, nil
+}
+
+func (s fakeServer) selected(f *redoubtv1.EventFilter, after uint64) (out []*redoubtv1.Event) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, e := range s.events.GetEvents() {
+		if e.GetSequence() > after && (f.GetNamespace() == "" || f.GetNamespace() == e.GetNamespace()) && (f.GetWorkload() == "" || f.GetWorkload() == e.GetWorkload()) &&
+			(f.GetNode() == "" || f.GetNode() == e.GetNode()) && (f.GetSince() == nil || !e.GetLast().AsTime().Before(f.GetSince().AsTime())) {
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
+func (s fakeServer) ListEvents(_ context.Context, req *redoubtv1.ListEventsRequest) (*redoubtv1.ListEventsResponse, error) {
+	events := s.selected(req.GetFilter(), 0)
+	if n := int(req.GetLast()); n > 0 && len(events) > n {
+		events = events[len(events)-n:]
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return &redoubtv1.ListEventsResponse{Events: events, Sequence: s.events.GetSequence()}, nil
+}
+
+// WatchEvents sends what is newer than the list's sequence, one at a time, and
+// breaks after each.
+func (s fakeServer) WatchEvents(req *redoubtv1.WatchEventsRequest, stream redoubtv1.FleetService_WatchEventsServer) error {
+	events := s.selected(req.GetFilter(), req.GetAfter())
+	if len(events) == 0 {
+		return status.Error(codes.InvalidArgument, "the test has no more events")
+	}
+	if err := stream.Send(&redoubtv1.WatchEventsResponse{Events: events[:1], Sequence: events[0].GetSequence(), Gap: events[0].GetSequence() > req.GetAfter()+1}); err != nil {
+		return err
+	}
+	return status.Error(codes.Unavailable, "this server goes away")
 }
 
 func (s fakeServer) StopWorkload(_ context.Context, req *redoubtv1.StopWorkloadRequest) (*redoubtv1.StopWorkloadResponse, error) {

@@ -51,7 +51,10 @@ func (a *app) nodeStatusCommand() *cobra.Command {
 				t.row(resp.GetNode().GetId(), resp.GetNode().GetId())
 			})
 		}
-		return a.showNode(out, resp)
+		if err := a.showNode(out, resp); err != nil {
+			return err
+		}
+		return out.eventsBeside(ctx, f, &redoubtv1.EventFilter{Node: args[0]}, "--node "+args[0])
 	})
 }
 

@@ -151,6 +151,7 @@ func (w *world) load(text string) error {
 		Nodes        json.RawMessage
 		Sites        json.RawMessage
 		Servers      json.RawMessage
+		Events       json.RawMessage
 		Logs         map[string]string
 	}
 	if err := json.Unmarshal([]byte(text), &in); err != nil {
@@ -184,6 +185,7 @@ func (w *world) load(text string) error {
 		read(in.Nodes, &w.nodes)
 		read(in.Sites, &w.sites)
 		read(in.Servers, &w.servers)
+		read(in.Events, &w.events)
 		for i, text := range in.Logs {
 			w.logs[i] = text
 		}

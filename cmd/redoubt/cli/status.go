@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"redoubt.dev/redoubt/control/fleet"
 	redoubtv1 "redoubt.dev/redoubt/proto/redoubt/v1"
 )
 
@@ -27,15 +28,29 @@ func (a *app) statusCommand() *cobra.Command {
 				return err
 			}
 			if len(w.GetStatus().GetInstances()) == 0 {
-				return nil
+				return out.workloadEvents(ctx, f, w.GetSpec())
 			}
 		}
 		err = out.message(w, func(t *table) { instanceTable(t, w.GetStatus().GetInstances()) })
 		if err == nil && (out.format == "table" || out.format == "wide") {
 			_, err = fmt.Fprint(out.w, notes(w.GetStatus().GetInstances(), a.prose()))
 		}
-		return err
+		if err != nil {
+			return err
+		}
+		return out.workloadEvents(ctx, f, w.GetSpec())
 	})
+}
+
+func (o *output) workloadEvents(ctx context.Context, f *connection, w *redoubtv1.Workload) error {
+	if w.GetName() == "" {
+		return nil
+	}
+	all, ns := "--workload "+w.GetName(), fleet.NamespaceOrDefault(w.GetNamespace())
+	if ns != fleet.DefaultNamespace {
+		all = "-n " + ns + " " + all
+	}
+	return o.eventsBeside(ctx, f, &redoubtv1.EventFilter{Namespace: ns, Workload: w.GetName()}, all)
 }
 
 // heading says in a few lines how a workload is.

@@ -119,6 +119,7 @@ type Operation struct {
 	//	*Operation_RemoveAssignment
 	//	*Operation_PutSiteKeys
 	//	*Operation_RemoveTokens
+	//	*Operation_RecordEvents
 	Operation     isOperation_Operation `protobuf_oneof:"operation"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -323,6 +324,15 @@ func (x *Operation) GetRemoveTokens() *RemoveTokens {
 	return nil
 }
 
+func (x *Operation) GetRecordEvents() *RecordEvents {
+	if x != nil {
+		if x, ok := x.Operation.(*Operation_RecordEvents); ok {
+			return x.RecordEvents
+		}
+	}
+	return nil
+}
+
 type isOperation_Operation interface {
 	isOperation_Operation()
 }
@@ -399,6 +409,11 @@ type Operation_RemoveTokens struct {
 	RemoveTokens *RemoveTokens `protobuf:"bytes,18,opt,name=remove_tokens,json=removeTokens,proto3,oneof"`
 }
 
+type Operation_RecordEvents struct {
+	// since feature level 2
+	RecordEvents *RecordEvents `protobuf:"bytes,19,opt,name=record_events,json=recordEvents,proto3,oneof"`
+}
+
 func (*Operation_InitCluster) isOperation_Operation() {}
 
 func (*Operation_PutAuthority) isOperation_Operation() {}
@@ -434,6 +449,8 @@ func (*Operation_RemoveAssignment) isOperation_Operation() {}
 func (*Operation_PutSiteKeys) isOperation_Operation() {}
 
 func (*Operation_RemoveTokens) isOperation_Operation() {}
+
+func (*Operation_RecordEvents) isOperation_Operation() {}
 
 type OperationResult struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1566,6 +1583,53 @@ func (x *PutSiteKeys) GetKeys() [][]byte {
 	return nil
 }
 
+// RecordEvents keeps what the leader found that no other operation says. The
+// first one begins the log of events: from then on Apply notes what it does,
+// too, so that no server meets events before every voter knows of them.
+type RecordEvents struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Events        []*Event               `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecordEvents) Reset() {
+	*x = RecordEvents{}
+	mi := &file_redoubt_v1_command_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecordEvents) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecordEvents) ProtoMessage() {}
+
+func (x *RecordEvents) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_command_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecordEvents.ProtoReflect.Descriptor instead.
+func (*RecordEvents) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_command_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *RecordEvents) GetEvents() []*Event {
+	if x != nil {
+		return x.Events
+	}
+	return nil
+}
+
 // SnapshotRecord is one object of a snapshot; a snapshot is a sequence of
 // length-delimited records that begins with a header and ends with a trailer.
 type SnapshotRecord struct {
@@ -1583,6 +1647,8 @@ type SnapshotRecord struct {
 	//	*SnapshotRecord_SiteKeys
 	//	*SnapshotRecord_Applied
 	//	*SnapshotRecord_Trailer
+	//	*SnapshotRecord_EventLog
+	//	*SnapshotRecord_Event
 	Record        isSnapshotRecord_Record `protobuf_oneof:"record"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1590,7 +1656,7 @@ type SnapshotRecord struct {
 
 func (x *SnapshotRecord) Reset() {
 	*x = SnapshotRecord{}
-	mi := &file_redoubt_v1_command_proto_msgTypes[21]
+	mi := &file_redoubt_v1_command_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1602,7 +1668,7 @@ func (x *SnapshotRecord) String() string {
 func (*SnapshotRecord) ProtoMessage() {}
 
 func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_command_proto_msgTypes[21]
+	mi := &file_redoubt_v1_command_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1615,7 +1681,7 @@ func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRecord.ProtoReflect.Descriptor instead.
 func (*SnapshotRecord) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_command_proto_rawDescGZIP(), []int{21}
+	return file_redoubt_v1_command_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *SnapshotRecord) GetRecord() isSnapshotRecord_Record {
@@ -1724,6 +1790,24 @@ func (x *SnapshotRecord) GetTrailer() *SnapshotTrailer {
 	return nil
 }
 
+func (x *SnapshotRecord) GetEventLog() *EventLog {
+	if x != nil {
+		if x, ok := x.Record.(*SnapshotRecord_EventLog); ok {
+			return x.EventLog
+		}
+	}
+	return nil
+}
+
+func (x *SnapshotRecord) GetEvent() *Event {
+	if x != nil {
+		if x, ok := x.Record.(*SnapshotRecord_Event); ok {
+			return x.Event
+		}
+	}
+	return nil
+}
+
 type isSnapshotRecord_Record interface {
 	isSnapshotRecord_Record()
 }
@@ -1772,6 +1856,14 @@ type SnapshotRecord_Trailer struct {
 	Trailer *SnapshotTrailer `protobuf:"bytes,11,opt,name=trailer,proto3,oneof"`
 }
 
+type SnapshotRecord_EventLog struct {
+	EventLog *EventLog `protobuf:"bytes,12,opt,name=event_log,json=eventLog,proto3,oneof"`
+}
+
+type SnapshotRecord_Event struct {
+	Event *Event `protobuf:"bytes,13,opt,name=event,proto3,oneof"`
+}
+
 func (*SnapshotRecord_Header) isSnapshotRecord_Record() {}
 
 func (*SnapshotRecord_Server) isSnapshotRecord_Record() {}
@@ -1794,6 +1886,10 @@ func (*SnapshotRecord_Applied) isSnapshotRecord_Record() {}
 
 func (*SnapshotRecord_Trailer) isSnapshotRecord_Record() {}
 
+func (*SnapshotRecord_EventLog) isSnapshotRecord_Record() {}
+
+func (*SnapshotRecord_Event) isSnapshotRecord_Record() {}
+
 type SnapshotHeader struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Format        uint32                 `protobuf:"varint,1,opt,name=format,proto3" json:"format,omitempty"`
@@ -1806,7 +1902,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_redoubt_v1_command_proto_msgTypes[22]
+	mi := &file_redoubt_v1_command_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1818,7 +1914,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_command_proto_msgTypes[22]
+	mi := &file_redoubt_v1_command_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1831,7 +1927,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_command_proto_rawDescGZIP(), []int{22}
+	return file_redoubt_v1_command_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SnapshotHeader) GetFormat() uint32 {
@@ -1871,7 +1967,7 @@ type SnapshotTrailer struct {
 
 func (x *SnapshotTrailer) Reset() {
 	*x = SnapshotTrailer{}
-	mi := &file_redoubt_v1_command_proto_msgTypes[23]
+	mi := &file_redoubt_v1_command_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1883,7 +1979,7 @@ func (x *SnapshotTrailer) String() string {
 func (*SnapshotTrailer) ProtoMessage() {}
 
 func (x *SnapshotTrailer) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_command_proto_msgTypes[23]
+	mi := &file_redoubt_v1_command_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1896,12 +1992,67 @@ func (x *SnapshotTrailer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotTrailer.ProtoReflect.Descriptor instead.
 func (*SnapshotTrailer) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_command_proto_rawDescGZIP(), []int{23}
+	return file_redoubt_v1_command_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *SnapshotTrailer) GetRecords() uint64 {
 	if x != nil {
 		return x.Records
+	}
+	return 0
+}
+
+// EventLog says that events are kept.
+type EventLog struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// sequence of the last event.
+	Sequence uint64 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	// forgotten: every event up to here may be gone.
+	Forgotten     uint64 `protobuf:"varint,2,opt,name=forgotten,proto3" json:"forgotten,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EventLog) Reset() {
+	*x = EventLog{}
+	mi := &file_redoubt_v1_command_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EventLog) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EventLog) ProtoMessage() {}
+
+func (x *EventLog) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_command_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EventLog.ProtoReflect.Descriptor instead.
+func (*EventLog) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_command_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *EventLog) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *EventLog) GetForgotten() uint64 {
+	if x != nil {
+		return x.Forgotten
 	}
 	return 0
 }
@@ -1917,7 +2068,7 @@ type StoredToken struct {
 
 func (x *StoredToken) Reset() {
 	*x = StoredToken{}
-	mi := &file_redoubt_v1_command_proto_msgTypes[24]
+	mi := &file_redoubt_v1_command_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1929,7 +2080,7 @@ func (x *StoredToken) String() string {
 func (*StoredToken) ProtoMessage() {}
 
 func (x *StoredToken) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_command_proto_msgTypes[24]
+	mi := &file_redoubt_v1_command_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1942,7 +2093,7 @@ func (x *StoredToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoredToken.ProtoReflect.Descriptor instead.
 func (*StoredToken) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_command_proto_rawDescGZIP(), []int{24}
+	return file_redoubt_v1_command_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *StoredToken) GetToken() *PutToken {
@@ -1984,7 +2135,7 @@ type StoredNode struct {
 
 func (x *StoredNode) Reset() {
 	*x = StoredNode{}
-	mi := &file_redoubt_v1_command_proto_msgTypes[25]
+	mi := &file_redoubt_v1_command_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1996,7 +2147,7 @@ func (x *StoredNode) String() string {
 func (*StoredNode) ProtoMessage() {}
 
 func (x *StoredNode) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_command_proto_msgTypes[25]
+	mi := &file_redoubt_v1_command_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2009,7 +2160,7 @@ func (x *StoredNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoredNode.ProtoReflect.Descriptor instead.
 func (*StoredNode) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_command_proto_rawDescGZIP(), []int{25}
+	return file_redoubt_v1_command_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *StoredNode) GetId() string {
@@ -2094,7 +2245,7 @@ type StoredAssignment struct {
 
 func (x *StoredAssignment) Reset() {
 	*x = StoredAssignment{}
-	mi := &file_redoubt_v1_command_proto_msgTypes[26]
+	mi := &file_redoubt_v1_command_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2106,7 +2257,7 @@ func (x *StoredAssignment) String() string {
 func (*StoredAssignment) ProtoMessage() {}
 
 func (x *StoredAssignment) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_command_proto_msgTypes[26]
+	mi := &file_redoubt_v1_command_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2119,7 +2270,7 @@ func (x *StoredAssignment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoredAssignment.ProtoReflect.Descriptor instead.
 func (*StoredAssignment) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_command_proto_rawDescGZIP(), []int{26}
+	return file_redoubt_v1_command_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *StoredAssignment) GetAssignment() *Assignment {
@@ -2161,7 +2312,7 @@ type AppliedCommand struct {
 
 func (x *AppliedCommand) Reset() {
 	*x = AppliedCommand{}
-	mi := &file_redoubt_v1_command_proto_msgTypes[27]
+	mi := &file_redoubt_v1_command_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2173,7 +2324,7 @@ func (x *AppliedCommand) String() string {
 func (*AppliedCommand) ProtoMessage() {}
 
 func (x *AppliedCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_command_proto_msgTypes[27]
+	mi := &file_redoubt_v1_command_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2186,7 +2337,7 @@ func (x *AppliedCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppliedCommand.ProtoReflect.Descriptor instead.
 func (*AppliedCommand) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_command_proto_rawDescGZIP(), []int{27}
+	return file_redoubt_v1_command_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *AppliedCommand) GetId() string {
@@ -2222,7 +2373,7 @@ const file_redoubt_v1_command_proto_rawDesc = "" +
 	"\rfeature_level\x18\x03 \x01(\rR\ffeatureLevel\x125\n" +
 	"\n" +
 	"operations\x18\x04 \x03(\v2\x15.redoubt.v1.OperationR\n" +
-	"operations\"\xea\b\n" +
+	"operations\"\xab\t\n" +
 	"\tOperation\x12<\n" +
 	"\finit_cluster\x18\x01 \x01(\v2\x17.redoubt.v1.InitClusterH\x00R\vinitCluster\x12?\n" +
 	"\rput_authority\x18\x02 \x01(\v2\x18.redoubt.v1.PutAuthorityH\x00R\fputAuthority\x126\n" +
@@ -2246,7 +2397,8 @@ const file_redoubt_v1_command_proto_rawDesc = "" +
 	"put_status\x18\x0f \x01(\v2\x15.redoubt.v1.PutStatusH\x00R\tputStatus\x12K\n" +
 	"\x11remove_assignment\x18\x10 \x01(\v2\x1c.redoubt.v1.RemoveAssignmentH\x00R\x10removeAssignment\x12=\n" +
 	"\rput_site_keys\x18\x11 \x01(\v2\x17.redoubt.v1.PutSiteKeysH\x00R\vputSiteKeys\x12?\n" +
-	"\rremove_tokens\x18\x12 \x01(\v2\x18.redoubt.v1.RemoveTokensH\x00R\fremoveTokensB\v\n" +
+	"\rremove_tokens\x18\x12 \x01(\v2\x18.redoubt.v1.RemoveTokensH\x00R\fremoveTokens\x12?\n" +
+	"\rrecord_events\x18\x13 \x01(\v2\x18.redoubt.v1.RecordEventsH\x00R\frecordEventsB\v\n" +
 	"\toperation\"s\n" +
 	"\x0fOperationResult\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\rR\x04code\x12\x18\n" +
@@ -2329,7 +2481,9 @@ const file_redoubt_v1_command_proto_rawDesc = "" +
 	"\x04uids\x18\x01 \x03(\tR\x04uids\":\n" +
 	"\vPutSiteKeys\x12\x12\n" +
 	"\x04site\x18\x01 \x01(\tR\x04site\x12\x17\n" +
-	"\x04keys\x18\x02 \x03(\fB\x03\x80\x01\x01R\x04keys\"\xe6\x04\n" +
+	"\x04keys\x18\x02 \x03(\fB\x03\x80\x01\x01R\x04keys\"9\n" +
+	"\fRecordEvents\x12)\n" +
+	"\x06events\x18\x01 \x03(\v2\x11.redoubt.v1.EventR\x06events\"\xc6\x05\n" +
 	"\x0eSnapshotRecord\x124\n" +
 	"\x06header\x18\x01 \x01(\v2\x1a.redoubt.v1.SnapshotHeaderH\x00R\x06header\x12,\n" +
 	"\x06server\x18\x02 \x01(\v2\x12.redoubt.v1.ServerH\x00R\x06server\x125\n" +
@@ -2344,7 +2498,9 @@ const file_redoubt_v1_command_proto_rawDesc = "" +
 	"\tsite_keys\x18\t \x01(\v2\x17.redoubt.v1.PutSiteKeysH\x00R\bsiteKeys\x126\n" +
 	"\aapplied\x18\n" +
 	" \x01(\v2\x1a.redoubt.v1.AppliedCommandH\x00R\aapplied\x127\n" +
-	"\atrailer\x18\v \x01(\v2\x1b.redoubt.v1.SnapshotTrailerH\x00R\atrailerB\b\n" +
+	"\atrailer\x18\v \x01(\v2\x1b.redoubt.v1.SnapshotTrailerH\x00R\atrailer\x123\n" +
+	"\tevent_log\x18\f \x01(\v2\x14.redoubt.v1.EventLogH\x00R\beventLog\x12)\n" +
+	"\x05event\x18\r \x01(\v2\x11.redoubt.v1.EventH\x00R\x05eventB\b\n" +
 	"\x06record\"\x80\x01\n" +
 	"\x0eSnapshotHeader\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x1d\n" +
@@ -2353,7 +2509,10 @@ const file_redoubt_v1_command_proto_rawDesc = "" +
 	"\ftrust_domain\x18\x03 \x01(\tR\vtrustDomain\x12\x14\n" +
 	"\x05index\x18\x04 \x01(\x04R\x05index\"+\n" +
 	"\x0fSnapshotTrailer\x12\x18\n" +
-	"\arecords\x18\x01 \x01(\x04R\arecords\"s\n" +
+	"\arecords\x18\x01 \x01(\x04R\arecords\"D\n" +
+	"\bEventLog\x12\x1a\n" +
+	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x1c\n" +
+	"\tforgotten\x18\x02 \x01(\x04R\tforgotten\"s\n" +
 	"\vStoredToken\x12*\n" +
 	"\x05token\x18\x01 \x01(\v2\x14.redoubt.v1.PutTokenR\x05token\x12\x19\n" +
 	"\bkey_hash\x18\x02 \x01(\tR\akeyHash\x12\x1d\n" +
@@ -2396,7 +2555,7 @@ func file_redoubt_v1_command_proto_rawDescGZIP() []byte {
 	return file_redoubt_v1_command_proto_rawDescData
 }
 
-var file_redoubt_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_redoubt_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_redoubt_v1_command_proto_goTypes = []any{
 	(*Command)(nil),               // 0: redoubt.v1.Command
 	(*Operation)(nil),             // 1: redoubt.v1.Operation
@@ -2419,25 +2578,28 @@ var file_redoubt_v1_command_proto_goTypes = []any{
 	(*PutStatus)(nil),             // 18: redoubt.v1.PutStatus
 	(*RemoveAssignment)(nil),      // 19: redoubt.v1.RemoveAssignment
 	(*PutSiteKeys)(nil),           // 20: redoubt.v1.PutSiteKeys
-	(*SnapshotRecord)(nil),        // 21: redoubt.v1.SnapshotRecord
-	(*SnapshotHeader)(nil),        // 22: redoubt.v1.SnapshotHeader
-	(*SnapshotTrailer)(nil),       // 23: redoubt.v1.SnapshotTrailer
-	(*StoredToken)(nil),           // 24: redoubt.v1.StoredToken
-	(*StoredNode)(nil),            // 25: redoubt.v1.StoredNode
-	(*StoredAssignment)(nil),      // 26: redoubt.v1.StoredAssignment
-	(*AppliedCommand)(nil),        // 27: redoubt.v1.AppliedCommand
-	(*timestamppb.Timestamp)(nil), // 28: google.protobuf.Timestamp
-	(*Server)(nil),                // 29: redoubt.v1.Server
-	(*Authority)(nil),             // 30: redoubt.v1.Authority
-	(*RoleBinding)(nil),           // 31: redoubt.v1.RoleBinding
-	(*Report)(nil),                // 32: redoubt.v1.Report
-	(*Workload)(nil),              // 33: redoubt.v1.Workload
-	(*Assignment)(nil),            // 34: redoubt.v1.Assignment
-	(*InstanceStatus)(nil),        // 35: redoubt.v1.InstanceStatus
-	(*StoredWorkload)(nil),        // 36: redoubt.v1.StoredWorkload
+	(*RecordEvents)(nil),          // 21: redoubt.v1.RecordEvents
+	(*SnapshotRecord)(nil),        // 22: redoubt.v1.SnapshotRecord
+	(*SnapshotHeader)(nil),        // 23: redoubt.v1.SnapshotHeader
+	(*SnapshotTrailer)(nil),       // 24: redoubt.v1.SnapshotTrailer
+	(*EventLog)(nil),              // 25: redoubt.v1.EventLog
+	(*StoredToken)(nil),           // 26: redoubt.v1.StoredToken
+	(*StoredNode)(nil),            // 27: redoubt.v1.StoredNode
+	(*StoredAssignment)(nil),      // 28: redoubt.v1.StoredAssignment
+	(*AppliedCommand)(nil),        // 29: redoubt.v1.AppliedCommand
+	(*timestamppb.Timestamp)(nil), // 30: google.protobuf.Timestamp
+	(*Server)(nil),                // 31: redoubt.v1.Server
+	(*Authority)(nil),             // 32: redoubt.v1.Authority
+	(*RoleBinding)(nil),           // 33: redoubt.v1.RoleBinding
+	(*Report)(nil),                // 34: redoubt.v1.Report
+	(*Workload)(nil),              // 35: redoubt.v1.Workload
+	(*Assignment)(nil),            // 36: redoubt.v1.Assignment
+	(*InstanceStatus)(nil),        // 37: redoubt.v1.InstanceStatus
+	(*Event)(nil),                 // 38: redoubt.v1.Event
+	(*StoredWorkload)(nil),        // 39: redoubt.v1.StoredWorkload
 }
 var file_redoubt_v1_command_proto_depIdxs = []int32{
-	28, // 0: redoubt.v1.Command.time:type_name -> google.protobuf.Timestamp
+	30, // 0: redoubt.v1.Command.time:type_name -> google.protobuf.Timestamp
 	1,  // 1: redoubt.v1.Command.operations:type_name -> redoubt.v1.Operation
 	3,  // 2: redoubt.v1.Operation.init_cluster:type_name -> redoubt.v1.InitCluster
 	4,  // 3: redoubt.v1.Operation.put_authority:type_name -> redoubt.v1.PutAuthority
@@ -2457,42 +2619,46 @@ var file_redoubt_v1_command_proto_depIdxs = []int32{
 	19, // 17: redoubt.v1.Operation.remove_assignment:type_name -> redoubt.v1.RemoveAssignment
 	20, // 18: redoubt.v1.Operation.put_site_keys:type_name -> redoubt.v1.PutSiteKeys
 	10, // 19: redoubt.v1.Operation.remove_tokens:type_name -> redoubt.v1.RemoveTokens
-	29, // 20: redoubt.v1.InitCluster.server:type_name -> redoubt.v1.Server
-	30, // 21: redoubt.v1.InitCluster.authority:type_name -> redoubt.v1.Authority
-	31, // 22: redoubt.v1.InitCluster.admin:type_name -> redoubt.v1.RoleBinding
-	30, // 23: redoubt.v1.PutAuthority.authority:type_name -> redoubt.v1.Authority
-	29, // 24: redoubt.v1.PutServer.server:type_name -> redoubt.v1.Server
-	31, // 25: redoubt.v1.PutRole.role:type_name -> redoubt.v1.RoleBinding
-	28, // 26: redoubt.v1.PutToken.expires:type_name -> google.protobuf.Timestamp
-	29, // 27: redoubt.v1.BindToken.server:type_name -> redoubt.v1.Server
-	30, // 28: redoubt.v1.BindToken.authority:type_name -> redoubt.v1.Authority
-	32, // 29: redoubt.v1.PutReport.report:type_name -> redoubt.v1.Report
-	33, // 30: redoubt.v1.PutWorkload.workload:type_name -> redoubt.v1.Workload
-	34, // 31: redoubt.v1.Assign.assignment:type_name -> redoubt.v1.Assignment
-	35, // 32: redoubt.v1.PutStatus.statuses:type_name -> redoubt.v1.InstanceStatus
-	22, // 33: redoubt.v1.SnapshotRecord.header:type_name -> redoubt.v1.SnapshotHeader
-	29, // 34: redoubt.v1.SnapshotRecord.server:type_name -> redoubt.v1.Server
-	30, // 35: redoubt.v1.SnapshotRecord.authority:type_name -> redoubt.v1.Authority
-	31, // 36: redoubt.v1.SnapshotRecord.role:type_name -> redoubt.v1.RoleBinding
-	24, // 37: redoubt.v1.SnapshotRecord.token:type_name -> redoubt.v1.StoredToken
-	25, // 38: redoubt.v1.SnapshotRecord.node:type_name -> redoubt.v1.StoredNode
-	36, // 39: redoubt.v1.SnapshotRecord.workload:type_name -> redoubt.v1.StoredWorkload
-	26, // 40: redoubt.v1.SnapshotRecord.assignment:type_name -> redoubt.v1.StoredAssignment
-	20, // 41: redoubt.v1.SnapshotRecord.site_keys:type_name -> redoubt.v1.PutSiteKeys
-	27, // 42: redoubt.v1.SnapshotRecord.applied:type_name -> redoubt.v1.AppliedCommand
-	23, // 43: redoubt.v1.SnapshotRecord.trailer:type_name -> redoubt.v1.SnapshotTrailer
-	8,  // 44: redoubt.v1.StoredToken.token:type_name -> redoubt.v1.PutToken
-	28, // 45: redoubt.v1.StoredNode.enrolled:type_name -> google.protobuf.Timestamp
-	32, // 46: redoubt.v1.StoredNode.report:type_name -> redoubt.v1.Report
-	34, // 47: redoubt.v1.StoredAssignment.assignment:type_name -> redoubt.v1.Assignment
-	35, // 48: redoubt.v1.StoredAssignment.status:type_name -> redoubt.v1.InstanceStatus
-	28, // 49: redoubt.v1.StoredAssignment.created:type_name -> google.protobuf.Timestamp
-	2,  // 50: redoubt.v1.AppliedCommand.results:type_name -> redoubt.v1.OperationResult
-	51, // [51:51] is the sub-list for method output_type
-	51, // [51:51] is the sub-list for method input_type
-	51, // [51:51] is the sub-list for extension type_name
-	51, // [51:51] is the sub-list for extension extendee
-	0,  // [0:51] is the sub-list for field type_name
+	21, // 20: redoubt.v1.Operation.record_events:type_name -> redoubt.v1.RecordEvents
+	31, // 21: redoubt.v1.InitCluster.server:type_name -> redoubt.v1.Server
+	32, // 22: redoubt.v1.InitCluster.authority:type_name -> redoubt.v1.Authority
+	33, // 23: redoubt.v1.InitCluster.admin:type_name -> redoubt.v1.RoleBinding
+	32, // 24: redoubt.v1.PutAuthority.authority:type_name -> redoubt.v1.Authority
+	31, // 25: redoubt.v1.PutServer.server:type_name -> redoubt.v1.Server
+	33, // 26: redoubt.v1.PutRole.role:type_name -> redoubt.v1.RoleBinding
+	30, // 27: redoubt.v1.PutToken.expires:type_name -> google.protobuf.Timestamp
+	31, // 28: redoubt.v1.BindToken.server:type_name -> redoubt.v1.Server
+	32, // 29: redoubt.v1.BindToken.authority:type_name -> redoubt.v1.Authority
+	34, // 30: redoubt.v1.PutReport.report:type_name -> redoubt.v1.Report
+	35, // 31: redoubt.v1.PutWorkload.workload:type_name -> redoubt.v1.Workload
+	36, // 32: redoubt.v1.Assign.assignment:type_name -> redoubt.v1.Assignment
+	37, // 33: redoubt.v1.PutStatus.statuses:type_name -> redoubt.v1.InstanceStatus
+	38, // 34: redoubt.v1.RecordEvents.events:type_name -> redoubt.v1.Event
+	23, // 35: redoubt.v1.SnapshotRecord.header:type_name -> redoubt.v1.SnapshotHeader
+	31, // 36: redoubt.v1.SnapshotRecord.server:type_name -> redoubt.v1.Server
+	32, // 37: redoubt.v1.SnapshotRecord.authority:type_name -> redoubt.v1.Authority
+	33, // 38: redoubt.v1.SnapshotRecord.role:type_name -> redoubt.v1.RoleBinding
+	26, // 39: redoubt.v1.SnapshotRecord.token:type_name -> redoubt.v1.StoredToken
+	27, // 40: redoubt.v1.SnapshotRecord.node:type_name -> redoubt.v1.StoredNode
+	39, // 41: redoubt.v1.SnapshotRecord.workload:type_name -> redoubt.v1.StoredWorkload
+	28, // 42: redoubt.v1.SnapshotRecord.assignment:type_name -> redoubt.v1.StoredAssignment
+	20, // 43: redoubt.v1.SnapshotRecord.site_keys:type_name -> redoubt.v1.PutSiteKeys
+	29, // 44: redoubt.v1.SnapshotRecord.applied:type_name -> redoubt.v1.AppliedCommand
+	24, // 45: redoubt.v1.SnapshotRecord.trailer:type_name -> redoubt.v1.SnapshotTrailer
+	25, // 46: redoubt.v1.SnapshotRecord.event_log:type_name -> redoubt.v1.EventLog
+	38, // 47: redoubt.v1.SnapshotRecord.event:type_name -> redoubt.v1.Event
+	8,  // 48: redoubt.v1.StoredToken.token:type_name -> redoubt.v1.PutToken
+	30, // 49: redoubt.v1.StoredNode.enrolled:type_name -> google.protobuf.Timestamp
+	34, // 50: redoubt.v1.StoredNode.report:type_name -> redoubt.v1.Report
+	36, // 51: redoubt.v1.StoredAssignment.assignment:type_name -> redoubt.v1.Assignment
+	37, // 52: redoubt.v1.StoredAssignment.status:type_name -> redoubt.v1.InstanceStatus
+	30, // 53: redoubt.v1.StoredAssignment.created:type_name -> google.protobuf.Timestamp
+	2,  // 54: redoubt.v1.AppliedCommand.results:type_name -> redoubt.v1.OperationResult
+	55, // [55:55] is the sub-list for method output_type
+	55, // [55:55] is the sub-list for method input_type
+	55, // [55:55] is the sub-list for extension type_name
+	55, // [55:55] is the sub-list for extension extendee
+	0,  // [0:55] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_v1_command_proto_init() }
@@ -2522,11 +2688,12 @@ func file_redoubt_v1_command_proto_init() {
 		(*Operation_RemoveAssignment)(nil),
 		(*Operation_PutSiteKeys)(nil),
 		(*Operation_RemoveTokens)(nil),
+		(*Operation_RecordEvents)(nil),
 	}
 	file_redoubt_v1_command_proto_msgTypes[12].OneofWrappers = []any{}
 	file_redoubt_v1_command_proto_msgTypes[13].OneofWrappers = []any{}
 	file_redoubt_v1_command_proto_msgTypes[14].OneofWrappers = []any{}
-	file_redoubt_v1_command_proto_msgTypes[21].OneofWrappers = []any{
+	file_redoubt_v1_command_proto_msgTypes[22].OneofWrappers = []any{
 		(*SnapshotRecord_Header)(nil),
 		(*SnapshotRecord_Server)(nil),
 		(*SnapshotRecord_Authority)(nil),
@@ -2538,6 +2705,8 @@ func file_redoubt_v1_command_proto_init() {
 		(*SnapshotRecord_SiteKeys)(nil),
 		(*SnapshotRecord_Applied)(nil),
 		(*SnapshotRecord_Trailer)(nil),
+		(*SnapshotRecord_EventLog)(nil),
+		(*SnapshotRecord_Event)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2545,7 +2714,7 @@ func file_redoubt_v1_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_redoubt_v1_command_proto_rawDesc), len(file_redoubt_v1_command_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   28,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1794,6 +1794,296 @@ func (x *WatchResponse) GetIndex() uint64 {
 	return 0
 }
 
+// EventFilter: what is empty does not restrict.
+type EventFilter struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Namespace     string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Workload      string                 `protobuf:"bytes,2,opt,name=workload,proto3" json:"workload,omitempty"`
+	Node          string                 `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
+	Since         *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=since,proto3" json:"since,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EventFilter) Reset() {
+	*x = EventFilter{}
+	mi := &file_redoubt_v1_control_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EventFilter) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EventFilter) ProtoMessage() {}
+
+func (x *EventFilter) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_control_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EventFilter.ProtoReflect.Descriptor instead.
+func (*EventFilter) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *EventFilter) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *EventFilter) GetWorkload() string {
+	if x != nil {
+		return x.Workload
+	}
+	return ""
+}
+
+func (x *EventFilter) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *EventFilter) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+type ListEventsRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Filter *EventFilter           `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
+	// last returns only so many, the newest; 0: all.
+	Last          uint32 `protobuf:"varint,2,opt,name=last,proto3" json:"last,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListEventsRequest) Reset() {
+	*x = ListEventsRequest{}
+	mi := &file_redoubt_v1_control_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListEventsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListEventsRequest) ProtoMessage() {}
+
+func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_control_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
+func (*ListEventsRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *ListEventsRequest) GetFilter() *EventFilter {
+	if x != nil {
+		return x.Filter
+	}
+	return nil
+}
+
+func (x *ListEventsRequest) GetLast() uint32 {
+	if x != nil {
+		return x.Last
+	}
+	return 0
+}
+
+type ListEventsResponse struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Events []*Event               `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
+	// sequence to watch on from.
+	Sequence      uint64 `protobuf:"varint,2,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListEventsResponse) Reset() {
+	*x = ListEventsResponse{}
+	mi := &file_redoubt_v1_control_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListEventsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListEventsResponse) ProtoMessage() {}
+
+func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_control_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
+func (*ListEventsResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *ListEventsResponse) GetEvents() []*Event {
+	if x != nil {
+		return x.Events
+	}
+	return nil
+}
+
+func (x *ListEventsResponse) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+type WatchEventsRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Filter *EventFilter           `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
+	// after this sequence.
+	After         uint64 `protobuf:"varint,2,opt,name=after,proto3" json:"after,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchEventsRequest) Reset() {
+	*x = WatchEventsRequest{}
+	mi := &file_redoubt_v1_control_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchEventsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchEventsRequest) ProtoMessage() {}
+
+func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_control_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
+func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *WatchEventsRequest) GetFilter() *EventFilter {
+	if x != nil {
+		return x.Filter
+	}
+	return nil
+}
+
+func (x *WatchEventsRequest) GetAfter() uint64 {
+	if x != nil {
+		return x.After
+	}
+	return 0
+}
+
+type WatchEventsResponse struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Events []*Event               `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
+	// sequence to go on from after a break.
+	Sequence uint64 `protobuf:"varint,2,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	// gap: some that came since are kept no longer.
+	Gap           bool `protobuf:"varint,3,opt,name=gap,proto3" json:"gap,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchEventsResponse) Reset() {
+	*x = WatchEventsResponse{}
+	mi := &file_redoubt_v1_control_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchEventsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchEventsResponse) ProtoMessage() {}
+
+func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_control_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
+func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *WatchEventsResponse) GetEvents() []*Event {
+	if x != nil {
+		return x.Events
+	}
+	return nil
+}
+
+func (x *WatchEventsResponse) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *WatchEventsResponse) GetGap() bool {
+	if x != nil {
+		return x.Gap
+	}
+	return false
+}
+
 type LogsRequest struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	Namespace string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
@@ -1808,7 +2098,7 @@ type LogsRequest struct {
 
 func (x *LogsRequest) Reset() {
 	*x = LogsRequest{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[33]
+	mi := &file_redoubt_v1_control_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1820,7 +2110,7 @@ func (x *LogsRequest) String() string {
 func (*LogsRequest) ProtoMessage() {}
 
 func (x *LogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[33]
+	mi := &file_redoubt_v1_control_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1833,7 +2123,7 @@ func (x *LogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsRequest.ProtoReflect.Descriptor instead.
 func (*LogsRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{33}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *LogsRequest) GetNamespace() string {
@@ -1876,7 +2166,7 @@ type LogsResponse struct {
 
 func (x *LogsResponse) Reset() {
 	*x = LogsResponse{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[34]
+	mi := &file_redoubt_v1_control_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1888,7 +2178,7 @@ func (x *LogsResponse) String() string {
 func (*LogsResponse) ProtoMessage() {}
 
 func (x *LogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[34]
+	mi := &file_redoubt_v1_control_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1901,7 +2191,7 @@ func (x *LogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsResponse.ProtoReflect.Descriptor instead.
 func (*LogsResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{34}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *LogsResponse) GetInstance() string {
@@ -1941,7 +2231,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[35]
+	mi := &file_redoubt_v1_control_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1953,7 +2243,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[35]
+	mi := &file_redoubt_v1_control_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1966,7 +2256,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{35}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ExecRequest) GetMessage() isExecRequest_Message {
@@ -2072,7 +2362,7 @@ type ExecStart struct {
 
 func (x *ExecStart) Reset() {
 	*x = ExecStart{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[36]
+	mi := &file_redoubt_v1_control_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2084,7 +2374,7 @@ func (x *ExecStart) String() string {
 func (*ExecStart) ProtoMessage() {}
 
 func (x *ExecStart) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[36]
+	mi := &file_redoubt_v1_control_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2097,7 +2387,7 @@ func (x *ExecStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStart.ProtoReflect.Descriptor instead.
 func (*ExecStart) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{36}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ExecStart) GetNamespace() string {
@@ -2166,7 +2456,7 @@ type TerminalSize struct {
 
 func (x *TerminalSize) Reset() {
 	*x = TerminalSize{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[37]
+	mi := &file_redoubt_v1_control_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2178,7 +2468,7 @@ func (x *TerminalSize) String() string {
 func (*TerminalSize) ProtoMessage() {}
 
 func (x *TerminalSize) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[37]
+	mi := &file_redoubt_v1_control_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2191,7 +2481,7 @@ func (x *TerminalSize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TerminalSize.ProtoReflect.Descriptor instead.
 func (*TerminalSize) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{37}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *TerminalSize) GetWidth() uint32 {
@@ -2223,7 +2513,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[38]
+	mi := &file_redoubt_v1_control_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2235,7 +2525,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[38]
+	mi := &file_redoubt_v1_control_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2248,7 +2538,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{38}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ExecResponse) GetMessage() isExecResponse_Message {
@@ -2439,7 +2729,25 @@ const file_redoubt_v1_control_proto_rawDesc = "" +
 	"\fWatchRequest\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\"%\n" +
 	"\rWatchResponse\x12\x14\n" +
-	"\x05index\x18\x01 \x01(\x04R\x05index\"k\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\"\x8d\x01\n" +
+	"\vEventFilter\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x1a\n" +
+	"\bworkload\x18\x02 \x01(\tR\bworkload\x12\x12\n" +
+	"\x04node\x18\x03 \x01(\tR\x04node\x120\n" +
+	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"X\n" +
+	"\x11ListEventsRequest\x12/\n" +
+	"\x06filter\x18\x01 \x01(\v2\x17.redoubt.v1.EventFilterR\x06filter\x12\x12\n" +
+	"\x04last\x18\x02 \x01(\rR\x04last\"[\n" +
+	"\x12ListEventsResponse\x12)\n" +
+	"\x06events\x18\x01 \x03(\v2\x11.redoubt.v1.EventR\x06events\x12\x1a\n" +
+	"\bsequence\x18\x02 \x01(\x04R\bsequence\"[\n" +
+	"\x12WatchEventsRequest\x12/\n" +
+	"\x06filter\x18\x01 \x01(\v2\x17.redoubt.v1.EventFilterR\x06filter\x12\x14\n" +
+	"\x05after\x18\x02 \x01(\x04R\x05after\"n\n" +
+	"\x13WatchEventsResponse\x12)\n" +
+	"\x06events\x18\x01 \x03(\v2\x11.redoubt.v1.EventR\x06events\x12\x1a\n" +
+	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\x10\n" +
+	"\x03gap\x18\x03 \x01(\bR\x03gap\"k\n" +
 	"\vLogsRequest\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
@@ -2475,7 +2783,7 @@ const file_redoubt_v1_control_proto_rawDesc = "" +
 	"\x06stderr\x18\x02 \x01(\fH\x00R\x06stderr\x12\x1d\n" +
 	"\texit_code\x18\x03 \x01(\x05H\x00R\bexitCode\x12\x1a\n" +
 	"\astarted\x18\x04 \x01(\tH\x00R\astartedB\t\n" +
-	"\amessage2\xa0\v\n" +
+	"\amessage2\xbf\f\n" +
 	"\fFleetService\x12T\n" +
 	"\rApplyWorkload\x12 .redoubt.v1.ApplyWorkloadRequest\x1a!.redoubt.v1.ApplyWorkloadResponse\x12Q\n" +
 	"\fPlanWorkload\x12\x1f.redoubt.v1.PlanWorkloadRequest\x1a .redoubt.v1.PlanWorkloadResponse\x12N\n" +
@@ -2492,7 +2800,10 @@ const file_redoubt_v1_control_proto_rawDesc = "" +
 	"\rGetServerInfo\x12 .redoubt.v1.GetServerInfoRequest\x1a!.redoubt.v1.GetServerInfoResponse\x12S\n" +
 	"\fSaveSnapshot\x12\x1f.redoubt.v1.SaveSnapshotRequest\x1a .redoubt.v1.SaveSnapshotResponse0\x01\x12T\n" +
 	"\rRenewIdentity\x12 .redoubt.v1.RenewIdentityRequest\x1a!.redoubt.v1.RenewIdentityResponse\x12>\n" +
-	"\x05Watch\x12\x18.redoubt.v1.WatchRequest\x1a\x19.redoubt.v1.WatchResponse0\x01\x12;\n" +
+	"\x05Watch\x12\x18.redoubt.v1.WatchRequest\x1a\x19.redoubt.v1.WatchResponse0\x01\x12K\n" +
+	"\n" +
+	"ListEvents\x12\x1d.redoubt.v1.ListEventsRequest\x1a\x1e.redoubt.v1.ListEventsResponse\x12P\n" +
+	"\vWatchEvents\x12\x1e.redoubt.v1.WatchEventsRequest\x1a\x1f.redoubt.v1.WatchEventsResponse0\x01\x12;\n" +
 	"\x04Logs\x12\x17.redoubt.v1.LogsRequest\x1a\x18.redoubt.v1.LogsResponse0\x01\x12=\n" +
 	"\x04Exec\x12\x17.redoubt.v1.ExecRequest\x1a\x18.redoubt.v1.ExecResponse(\x010\x01B0Z.redoubt.dev/redoubt/proto/redoubt/v1;redoubtv1b\x06proto3"
 
@@ -2508,7 +2819,7 @@ func file_redoubt_v1_control_proto_rawDescGZIP() []byte {
 	return file_redoubt_v1_control_proto_rawDescData
 }
 
-var file_redoubt_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
+var file_redoubt_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
 var file_redoubt_v1_control_proto_goTypes = []any{
 	(*ApplyWorkloadRequest)(nil),    // 0: redoubt.v1.ApplyWorkloadRequest
 	(*ApplyWorkloadResponse)(nil),   // 1: redoubt.v1.ApplyWorkloadResponse
@@ -2543,87 +2854,102 @@ var file_redoubt_v1_control_proto_goTypes = []any{
 	(*RenewIdentityResponse)(nil),   // 30: redoubt.v1.RenewIdentityResponse
 	(*WatchRequest)(nil),            // 31: redoubt.v1.WatchRequest
 	(*WatchResponse)(nil),           // 32: redoubt.v1.WatchResponse
-	(*LogsRequest)(nil),             // 33: redoubt.v1.LogsRequest
-	(*LogsResponse)(nil),            // 34: redoubt.v1.LogsResponse
-	(*ExecRequest)(nil),             // 35: redoubt.v1.ExecRequest
-	(*ExecStart)(nil),               // 36: redoubt.v1.ExecStart
-	(*TerminalSize)(nil),            // 37: redoubt.v1.TerminalSize
-	(*ExecResponse)(nil),            // 38: redoubt.v1.ExecResponse
-	(*Workload)(nil),                // 39: redoubt.v1.Workload
-	(*StoredWorkload)(nil),          // 40: redoubt.v1.StoredWorkload
-	(*Explanation)(nil),             // 41: redoubt.v1.Explanation
-	(*Node)(nil),                    // 42: redoubt.v1.Node
-	(*Instance)(nil),                // 43: redoubt.v1.Instance
-	(*Site)(nil),                    // 44: redoubt.v1.Site
-	(*durationpb.Duration)(nil),     // 45: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),   // 46: google.protobuf.Timestamp
-	(*Server)(nil),                  // 47: redoubt.v1.Server
-	(*EnvVar)(nil),                  // 48: redoubt.v1.EnvVar
+	(*EventFilter)(nil),             // 33: redoubt.v1.EventFilter
+	(*ListEventsRequest)(nil),       // 34: redoubt.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),      // 35: redoubt.v1.ListEventsResponse
+	(*WatchEventsRequest)(nil),      // 36: redoubt.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),     // 37: redoubt.v1.WatchEventsResponse
+	(*LogsRequest)(nil),             // 38: redoubt.v1.LogsRequest
+	(*LogsResponse)(nil),            // 39: redoubt.v1.LogsResponse
+	(*ExecRequest)(nil),             // 40: redoubt.v1.ExecRequest
+	(*ExecStart)(nil),               // 41: redoubt.v1.ExecStart
+	(*TerminalSize)(nil),            // 42: redoubt.v1.TerminalSize
+	(*ExecResponse)(nil),            // 43: redoubt.v1.ExecResponse
+	(*Workload)(nil),                // 44: redoubt.v1.Workload
+	(*StoredWorkload)(nil),          // 45: redoubt.v1.StoredWorkload
+	(*Explanation)(nil),             // 46: redoubt.v1.Explanation
+	(*Node)(nil),                    // 47: redoubt.v1.Node
+	(*Instance)(nil),                // 48: redoubt.v1.Instance
+	(*Site)(nil),                    // 49: redoubt.v1.Site
+	(*durationpb.Duration)(nil),     // 50: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),   // 51: google.protobuf.Timestamp
+	(*Server)(nil),                  // 52: redoubt.v1.Server
+	(*Event)(nil),                   // 53: redoubt.v1.Event
+	(*EnvVar)(nil),                  // 54: redoubt.v1.EnvVar
 }
 var file_redoubt_v1_control_proto_depIdxs = []int32{
-	39, // 0: redoubt.v1.ApplyWorkloadRequest.workload:type_name -> redoubt.v1.Workload
-	40, // 1: redoubt.v1.ApplyWorkloadResponse.workload:type_name -> redoubt.v1.StoredWorkload
-	39, // 2: redoubt.v1.PlanWorkloadRequest.workload:type_name -> redoubt.v1.Workload
-	41, // 3: redoubt.v1.PlanWorkloadResponse.explanation:type_name -> redoubt.v1.Explanation
-	40, // 4: redoubt.v1.GetWorkloadResponse.workload:type_name -> redoubt.v1.StoredWorkload
-	40, // 5: redoubt.v1.ListWorkloadsResponse.workloads:type_name -> redoubt.v1.StoredWorkload
-	40, // 6: redoubt.v1.StopWorkloadResponse.workload:type_name -> redoubt.v1.StoredWorkload
-	41, // 7: redoubt.v1.ExplainWorkloadResponse.explanation:type_name -> redoubt.v1.Explanation
-	40, // 8: redoubt.v1.ExplainWorkloadResponse.workload:type_name -> redoubt.v1.StoredWorkload
-	42, // 9: redoubt.v1.ListNodesResponse.nodes:type_name -> redoubt.v1.Node
-	42, // 10: redoubt.v1.GetNodeResponse.node:type_name -> redoubt.v1.Node
-	43, // 11: redoubt.v1.GetNodeResponse.instances:type_name -> redoubt.v1.Instance
-	44, // 12: redoubt.v1.ListSitesResponse.sites:type_name -> redoubt.v1.Site
-	45, // 13: redoubt.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
-	46, // 14: redoubt.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
-	47, // 15: redoubt.v1.ListServersResponse.servers:type_name -> redoubt.v1.Server
+	44, // 0: redoubt.v1.ApplyWorkloadRequest.workload:type_name -> redoubt.v1.Workload
+	45, // 1: redoubt.v1.ApplyWorkloadResponse.workload:type_name -> redoubt.v1.StoredWorkload
+	44, // 2: redoubt.v1.PlanWorkloadRequest.workload:type_name -> redoubt.v1.Workload
+	46, // 3: redoubt.v1.PlanWorkloadResponse.explanation:type_name -> redoubt.v1.Explanation
+	45, // 4: redoubt.v1.GetWorkloadResponse.workload:type_name -> redoubt.v1.StoredWorkload
+	45, // 5: redoubt.v1.ListWorkloadsResponse.workloads:type_name -> redoubt.v1.StoredWorkload
+	45, // 6: redoubt.v1.StopWorkloadResponse.workload:type_name -> redoubt.v1.StoredWorkload
+	46, // 7: redoubt.v1.ExplainWorkloadResponse.explanation:type_name -> redoubt.v1.Explanation
+	45, // 8: redoubt.v1.ExplainWorkloadResponse.workload:type_name -> redoubt.v1.StoredWorkload
+	47, // 9: redoubt.v1.ListNodesResponse.nodes:type_name -> redoubt.v1.Node
+	47, // 10: redoubt.v1.GetNodeResponse.node:type_name -> redoubt.v1.Node
+	48, // 11: redoubt.v1.GetNodeResponse.instances:type_name -> redoubt.v1.Instance
+	49, // 12: redoubt.v1.ListSitesResponse.sites:type_name -> redoubt.v1.Site
+	50, // 13: redoubt.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
+	51, // 14: redoubt.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
+	52, // 15: redoubt.v1.ListServersResponse.servers:type_name -> redoubt.v1.Server
 	28, // 16: redoubt.v1.SaveSnapshotResponse.description:type_name -> redoubt.v1.SnapshotDescription
-	46, // 17: redoubt.v1.SnapshotDescription.created:type_name -> google.protobuf.Timestamp
-	36, // 18: redoubt.v1.ExecRequest.start:type_name -> redoubt.v1.ExecStart
-	37, // 19: redoubt.v1.ExecRequest.resize:type_name -> redoubt.v1.TerminalSize
-	37, // 20: redoubt.v1.ExecStart.size:type_name -> redoubt.v1.TerminalSize
-	48, // 21: redoubt.v1.ExecStart.env:type_name -> redoubt.v1.EnvVar
-	0,  // 22: redoubt.v1.FleetService.ApplyWorkload:input_type -> redoubt.v1.ApplyWorkloadRequest
-	2,  // 23: redoubt.v1.FleetService.PlanWorkload:input_type -> redoubt.v1.PlanWorkloadRequest
-	4,  // 24: redoubt.v1.FleetService.GetWorkload:input_type -> redoubt.v1.GetWorkloadRequest
-	6,  // 25: redoubt.v1.FleetService.ListWorkloads:input_type -> redoubt.v1.ListWorkloadsRequest
-	8,  // 26: redoubt.v1.FleetService.StopWorkload:input_type -> redoubt.v1.StopWorkloadRequest
-	10, // 27: redoubt.v1.FleetService.ExplainWorkload:input_type -> redoubt.v1.ExplainWorkloadRequest
-	12, // 28: redoubt.v1.FleetService.ListNodes:input_type -> redoubt.v1.ListNodesRequest
-	14, // 29: redoubt.v1.FleetService.GetNode:input_type -> redoubt.v1.GetNodeRequest
-	16, // 30: redoubt.v1.FleetService.ListSites:input_type -> redoubt.v1.ListSitesRequest
-	18, // 31: redoubt.v1.FleetService.CreateJoinToken:input_type -> redoubt.v1.CreateJoinTokenRequest
-	20, // 32: redoubt.v1.FleetService.ListServers:input_type -> redoubt.v1.ListServersRequest
-	22, // 33: redoubt.v1.FleetService.RemoveServer:input_type -> redoubt.v1.RemoveServerRequest
-	24, // 34: redoubt.v1.FleetService.GetServerInfo:input_type -> redoubt.v1.GetServerInfoRequest
-	26, // 35: redoubt.v1.FleetService.SaveSnapshot:input_type -> redoubt.v1.SaveSnapshotRequest
-	29, // 36: redoubt.v1.FleetService.RenewIdentity:input_type -> redoubt.v1.RenewIdentityRequest
-	31, // 37: redoubt.v1.FleetService.Watch:input_type -> redoubt.v1.WatchRequest
-	33, // 38: redoubt.v1.FleetService.Logs:input_type -> redoubt.v1.LogsRequest
-	35, // 39: redoubt.v1.FleetService.Exec:input_type -> redoubt.v1.ExecRequest
-	1,  // 40: redoubt.v1.FleetService.ApplyWorkload:output_type -> redoubt.v1.ApplyWorkloadResponse
-	3,  // 41: redoubt.v1.FleetService.PlanWorkload:output_type -> redoubt.v1.PlanWorkloadResponse
-	5,  // 42: redoubt.v1.FleetService.GetWorkload:output_type -> redoubt.v1.GetWorkloadResponse
-	7,  // 43: redoubt.v1.FleetService.ListWorkloads:output_type -> redoubt.v1.ListWorkloadsResponse
-	9,  // 44: redoubt.v1.FleetService.StopWorkload:output_type -> redoubt.v1.StopWorkloadResponse
-	11, // 45: redoubt.v1.FleetService.ExplainWorkload:output_type -> redoubt.v1.ExplainWorkloadResponse
-	13, // 46: redoubt.v1.FleetService.ListNodes:output_type -> redoubt.v1.ListNodesResponse
-	15, // 47: redoubt.v1.FleetService.GetNode:output_type -> redoubt.v1.GetNodeResponse
-	17, // 48: redoubt.v1.FleetService.ListSites:output_type -> redoubt.v1.ListSitesResponse
-	19, // 49: redoubt.v1.FleetService.CreateJoinToken:output_type -> redoubt.v1.CreateJoinTokenResponse
-	21, // 50: redoubt.v1.FleetService.ListServers:output_type -> redoubt.v1.ListServersResponse
-	23, // 51: redoubt.v1.FleetService.RemoveServer:output_type -> redoubt.v1.RemoveServerResponse
-	25, // 52: redoubt.v1.FleetService.GetServerInfo:output_type -> redoubt.v1.GetServerInfoResponse
-	27, // 53: redoubt.v1.FleetService.SaveSnapshot:output_type -> redoubt.v1.SaveSnapshotResponse
-	30, // 54: redoubt.v1.FleetService.RenewIdentity:output_type -> redoubt.v1.RenewIdentityResponse
-	32, // 55: redoubt.v1.FleetService.Watch:output_type -> redoubt.v1.WatchResponse
-	34, // 56: redoubt.v1.FleetService.Logs:output_type -> redoubt.v1.LogsResponse
-	38, // 57: redoubt.v1.FleetService.Exec:output_type -> redoubt.v1.ExecResponse
-	40, // [40:58] is the sub-list for method output_type
-	22, // [22:40] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	51, // 17: redoubt.v1.SnapshotDescription.created:type_name -> google.protobuf.Timestamp
+	51, // 18: redoubt.v1.EventFilter.since:type_name -> google.protobuf.Timestamp
+	33, // 19: redoubt.v1.ListEventsRequest.filter:type_name -> redoubt.v1.EventFilter
+	53, // 20: redoubt.v1.ListEventsResponse.events:type_name -> redoubt.v1.Event
+	33, // 21: redoubt.v1.WatchEventsRequest.filter:type_name -> redoubt.v1.EventFilter
+	53, // 22: redoubt.v1.WatchEventsResponse.events:type_name -> redoubt.v1.Event
+	41, // 23: redoubt.v1.ExecRequest.start:type_name -> redoubt.v1.ExecStart
+	42, // 24: redoubt.v1.ExecRequest.resize:type_name -> redoubt.v1.TerminalSize
+	42, // 25: redoubt.v1.ExecStart.size:type_name -> redoubt.v1.TerminalSize
+	54, // 26: redoubt.v1.ExecStart.env:type_name -> redoubt.v1.EnvVar
+	0,  // 27: redoubt.v1.FleetService.ApplyWorkload:input_type -> redoubt.v1.ApplyWorkloadRequest
+	2,  // 28: redoubt.v1.FleetService.PlanWorkload:input_type -> redoubt.v1.PlanWorkloadRequest
+	4,  // 29: redoubt.v1.FleetService.GetWorkload:input_type -> redoubt.v1.GetWorkloadRequest
+	6,  // 30: redoubt.v1.FleetService.ListWorkloads:input_type -> redoubt.v1.ListWorkloadsRequest
+	8,  // 31: redoubt.v1.FleetService.StopWorkload:input_type -> redoubt.v1.StopWorkloadRequest
+	10, // 32: redoubt.v1.FleetService.ExplainWorkload:input_type -> redoubt.v1.ExplainWorkloadRequest
+	12, // 33: redoubt.v1.FleetService.ListNodes:input_type -> redoubt.v1.ListNodesRequest
+	14, // 34: redoubt.v1.FleetService.GetNode:input_type -> redoubt.v1.GetNodeRequest
+	16, // 35: redoubt.v1.FleetService.ListSites:input_type -> redoubt.v1.ListSitesRequest
+	18, // 36: redoubt.v1.FleetService.CreateJoinToken:input_type -> redoubt.v1.CreateJoinTokenRequest
+	20, // 37: redoubt.v1.FleetService.ListServers:input_type -> redoubt.v1.ListServersRequest
+	22, // 38: redoubt.v1.FleetService.RemoveServer:input_type -> redoubt.v1.RemoveServerRequest
+	24, // 39: redoubt.v1.FleetService.GetServerInfo:input_type -> redoubt.v1.GetServerInfoRequest
+	26, // 40: redoubt.v1.FleetService.SaveSnapshot:input_type -> redoubt.v1.SaveSnapshotRequest
+	29, // 41: redoubt.v1.FleetService.RenewIdentity:input_type -> redoubt.v1.RenewIdentityRequest
+	31, // 42: redoubt.v1.FleetService.Watch:input_type -> redoubt.v1.WatchRequest
+	34, // 43: redoubt.v1.FleetService.ListEvents:input_type -> redoubt.v1.ListEventsRequest
+	36, // 44: redoubt.v1.FleetService.WatchEvents:input_type -> redoubt.v1.WatchEventsRequest
+	38, // 45: redoubt.v1.FleetService.Logs:input_type -> redoubt.v1.LogsRequest
+	40, // 46: redoubt.v1.FleetService.Exec:input_type -> redoubt.v1.ExecRequest
+	1,  // 47: redoubt.v1.FleetService.ApplyWorkload:output_type -> redoubt.v1.ApplyWorkloadResponse
+	3,  // 48: redoubt.v1.FleetService.PlanWorkload:output_type -> redoubt.v1.PlanWorkloadResponse
+	5,  // 49: redoubt.v1.FleetService.GetWorkload:output_type -> redoubt.v1.GetWorkloadResponse
+	7,  // 50: redoubt.v1.FleetService.ListWorkloads:output_type -> redoubt.v1.ListWorkloadsResponse
+	9,  // 51: redoubt.v1.FleetService.StopWorkload:output_type -> redoubt.v1.StopWorkloadResponse
+	11, // 52: redoubt.v1.FleetService.ExplainWorkload:output_type -> redoubt.v1.ExplainWorkloadResponse
+	13, // 53: redoubt.v1.FleetService.ListNodes:output_type -> redoubt.v1.ListNodesResponse
+	15, // 54: redoubt.v1.FleetService.GetNode:output_type -> redoubt.v1.GetNodeResponse
+	17, // 55: redoubt.v1.FleetService.ListSites:output_type -> redoubt.v1.ListSitesResponse
+	19, // 56: redoubt.v1.FleetService.CreateJoinToken:output_type -> redoubt.v1.CreateJoinTokenResponse
+	21, // 57: redoubt.v1.FleetService.ListServers:output_type -> redoubt.v1.ListServersResponse
+	23, // 58: redoubt.v1.FleetService.RemoveServer:output_type -> redoubt.v1.RemoveServerResponse
+	25, // 59: redoubt.v1.FleetService.GetServerInfo:output_type -> redoubt.v1.GetServerInfoResponse
+	27, // 60: redoubt.v1.FleetService.SaveSnapshot:output_type -> redoubt.v1.SaveSnapshotResponse
+	30, // 61: redoubt.v1.FleetService.RenewIdentity:output_type -> redoubt.v1.RenewIdentityResponse
+	32, // 62: redoubt.v1.FleetService.Watch:output_type -> redoubt.v1.WatchResponse
+	35, // 63: redoubt.v1.FleetService.ListEvents:output_type -> redoubt.v1.ListEventsResponse
+	37, // 64: redoubt.v1.FleetService.WatchEvents:output_type -> redoubt.v1.WatchEventsResponse
+	39, // 65: redoubt.v1.FleetService.Logs:output_type -> redoubt.v1.LogsResponse
+	43, // 66: redoubt.v1.FleetService.Exec:output_type -> redoubt.v1.ExecResponse
+	47, // [47:67] is the sub-list for method output_type
+	27, // [27:47] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_v1_control_proto_init() }
@@ -2640,14 +2966,14 @@ func file_redoubt_v1_control_proto_init() {
 		(*SaveSnapshotResponse_Description)(nil),
 		(*SaveSnapshotResponse_Data)(nil),
 	}
-	file_redoubt_v1_control_proto_msgTypes[35].OneofWrappers = []any{
+	file_redoubt_v1_control_proto_msgTypes[40].OneofWrappers = []any{
 		(*ExecRequest_Start)(nil),
 		(*ExecRequest_Stdin)(nil),
 		(*ExecRequest_CloseStdin)(nil),
 		(*ExecRequest_Resize)(nil),
 		(*ExecRequest_Signal)(nil),
 	}
-	file_redoubt_v1_control_proto_msgTypes[38].OneofWrappers = []any{
+	file_redoubt_v1_control_proto_msgTypes[43].OneofWrappers = []any{
 		(*ExecResponse_Stdout)(nil),
 		(*ExecResponse_Stderr)(nil),
 		(*ExecResponse_ExitCode)(nil),
@@ -2659,7 +2985,7 @@ func file_redoubt_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_redoubt_v1_control_proto_rawDesc), len(file_redoubt_v1_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   39,
+			NumMessages:   44,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1513,6 +1513,165 @@ func (x *Authority) GetCertificate() []byte {
 	return nil
 }
 
+// Event is something that was decided or found. Equal ones are one, counted.
+type Event struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// sequence grows with every event of the fleet. One that is repeated takes a
+	// new sequence, so that who reads on from the last one sees it again.
+	Sequence uint64 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	// kind of the object: Workload, Instance, Node or Server.
+	Kind string `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	// namespace of a workload or instance; empty for nodes and servers.
+	Namespace string `protobuf:"bytes,3,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Name      string `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
+	Uid       string `protobuf:"bytes,5,opt,name=uid,proto3" json:"uid,omitempty"`
+	// workload that it is about, if it is about one.
+	Workload string `protobuf:"bytes,6,opt,name=workload,proto3" json:"workload,omitempty"`
+	// node that it is about, if it is about one.
+	Node string `protobuf:"bytes,7,opt,name=node,proto3" json:"node,omitempty"`
+	// warning: somebody should look.
+	Warning bool `protobuf:"varint,8,opt,name=warning,proto3" json:"warning,omitempty"`
+	// reason is one word, stable, for programs: Placed, Restarted, Lost …
+	Reason  string `protobuf:"bytes,9,opt,name=reason,proto3" json:"reason,omitempty"`
+	Message string `protobuf:"bytes,10,opt,name=message,proto3" json:"message,omitempty"`
+	// by is leader, agent or user/NAME.
+	By    string `protobuf:"bytes,11,opt,name=by,proto3" json:"by,omitempty"`
+	Count uint32 `protobuf:"varint,12,opt,name=count,proto3" json:"count,omitempty"`
+	// first and last time, by the leader's clock.
+	First         *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=first,proto3" json:"first,omitempty"`
+	Last          *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=last,proto3" json:"last,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Event) Reset() {
+	*x = Event{}
+	mi := &file_redoubt_v1_fleet_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Event) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Event) ProtoMessage() {}
+
+func (x *Event) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_fleet_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Event.ProtoReflect.Descriptor instead.
+func (*Event) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_fleet_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Event) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *Event) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Event) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *Event) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Event) GetUid() string {
+	if x != nil {
+		return x.Uid
+	}
+	return ""
+}
+
+func (x *Event) GetWorkload() string {
+	if x != nil {
+		return x.Workload
+	}
+	return ""
+}
+
+func (x *Event) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Event) GetWarning() bool {
+	if x != nil {
+		return x.Warning
+	}
+	return false
+}
+
+func (x *Event) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Event) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *Event) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *Event) GetCount() uint32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *Event) GetFirst() *timestamppb.Timestamp {
+	if x != nil {
+		return x.First
+	}
+	return nil
+}
+
+func (x *Event) GetLast() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Last
+	}
+	return nil
+}
+
 var File_redoubt_v1_fleet_proto protoreflect.FileDescriptor
 
 const file_redoubt_v1_fleet_proto_rawDesc = "" +
@@ -1648,7 +1807,23 @@ const file_redoubt_v1_fleet_proto_rawDesc = "" +
 	"\x04role\x18\x03 \x01(\tR\x04role\"E\n" +
 	"\tAuthority\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\tR\x06server\x12 \n" +
-	"\vcertificate\x18\x02 \x01(\fR\vcertificate*\xac\x02\n" +
+	"\vcertificate\x18\x02 \x01(\fR\vcertificate\"\xff\x02\n" +
+	"\x05Event\x12\x1a\n" +
+	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x1c\n" +
+	"\tnamespace\x18\x03 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\x12\x10\n" +
+	"\x03uid\x18\x05 \x01(\tR\x03uid\x12\x1a\n" +
+	"\bworkload\x18\x06 \x01(\tR\bworkload\x12\x12\n" +
+	"\x04node\x18\a \x01(\tR\x04node\x12\x18\n" +
+	"\awarning\x18\b \x01(\bR\awarning\x12\x16\n" +
+	"\x06reason\x18\t \x01(\tR\x06reason\x12\x18\n" +
+	"\amessage\x18\n" +
+	" \x01(\tR\amessage\x12\x0e\n" +
+	"\x02by\x18\v \x01(\tR\x02by\x12\x14\n" +
+	"\x05count\x18\f \x01(\rR\x05count\x120\n" +
+	"\x05first\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\x05first\x12.\n" +
+	"\x04last\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\x04last*\xac\x02\n" +
 	"\rInstancePhase\x12\x1e\n" +
 	"\x1aINSTANCE_PHASE_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17INSTANCE_PHASE_ASSIGNED\x10\x01\x12\x1b\n" +
@@ -1691,7 +1866,7 @@ func file_redoubt_v1_fleet_proto_rawDescGZIP() []byte {
 }
 
 var file_redoubt_v1_fleet_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_redoubt_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_redoubt_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_redoubt_v1_fleet_proto_goTypes = []any{
 	(InstancePhase)(0),            // 0: redoubt.v1.InstancePhase
 	(NodeState)(0),                // 1: redoubt.v1.NodeState
@@ -1707,46 +1882,49 @@ var file_redoubt_v1_fleet_proto_goTypes = []any{
 	(*Server)(nil),                // 11: redoubt.v1.Server
 	(*RoleBinding)(nil),           // 12: redoubt.v1.RoleBinding
 	(*Authority)(nil),             // 13: redoubt.v1.Authority
-	(IsolationClass)(0),           // 14: redoubt.v1.IsolationClass
-	(*Workload)(nil),              // 15: redoubt.v1.Workload
-	(*timestamppb.Timestamp)(nil), // 16: google.protobuf.Timestamp
-	(*Terms)(nil),                 // 17: redoubt.v1.Terms
-	(*durationpb.Duration)(nil),   // 18: google.protobuf.Duration
-	(*Report)(nil),                // 19: redoubt.v1.Report
+	(*Event)(nil),                 // 14: redoubt.v1.Event
+	(IsolationClass)(0),           // 15: redoubt.v1.IsolationClass
+	(*Workload)(nil),              // 16: redoubt.v1.Workload
+	(*timestamppb.Timestamp)(nil), // 17: google.protobuf.Timestamp
+	(*Terms)(nil),                 // 18: redoubt.v1.Terms
+	(*durationpb.Duration)(nil),   // 19: google.protobuf.Duration
+	(*Report)(nil),                // 20: redoubt.v1.Report
 }
 var file_redoubt_v1_fleet_proto_depIdxs = []int32{
 	3,  // 0: redoubt.v1.Assignment.fence:type_name -> redoubt.v1.Fence
-	14, // 1: redoubt.v1.Assignment.class:type_name -> redoubt.v1.IsolationClass
-	14, // 2: redoubt.v1.Assignment.floor:type_name -> redoubt.v1.IsolationClass
-	15, // 3: redoubt.v1.Assignment.spec:type_name -> redoubt.v1.Workload
+	15, // 1: redoubt.v1.Assignment.class:type_name -> redoubt.v1.IsolationClass
+	15, // 2: redoubt.v1.Assignment.floor:type_name -> redoubt.v1.IsolationClass
+	16, // 3: redoubt.v1.Assignment.spec:type_name -> redoubt.v1.Workload
 	3,  // 4: redoubt.v1.InstanceStatus.fence:type_name -> redoubt.v1.Fence
 	0,  // 5: redoubt.v1.InstanceStatus.phase:type_name -> redoubt.v1.InstancePhase
-	16, // 6: redoubt.v1.InstanceStatus.started:type_name -> google.protobuf.Timestamp
-	16, // 7: redoubt.v1.InstanceStatus.finished:type_name -> google.protobuf.Timestamp
-	17, // 8: redoubt.v1.InstanceStatus.measured:type_name -> redoubt.v1.Terms
-	18, // 9: redoubt.v1.InstanceStatus.back_off:type_name -> google.protobuf.Duration
+	17, // 6: redoubt.v1.InstanceStatus.started:type_name -> google.protobuf.Timestamp
+	17, // 7: redoubt.v1.InstanceStatus.finished:type_name -> google.protobuf.Timestamp
+	18, // 8: redoubt.v1.InstanceStatus.measured:type_name -> redoubt.v1.Terms
+	19, // 9: redoubt.v1.InstanceStatus.back_off:type_name -> google.protobuf.Duration
 	1,  // 10: redoubt.v1.Node.state:type_name -> redoubt.v1.NodeState
-	19, // 11: redoubt.v1.Node.report:type_name -> redoubt.v1.Report
-	16, // 12: redoubt.v1.Node.enrolled:type_name -> google.protobuf.Timestamp
-	18, // 13: redoubt.v1.Node.silent:type_name -> google.protobuf.Duration
-	16, // 14: redoubt.v1.Node.svid_expires:type_name -> google.protobuf.Timestamp
-	14, // 15: redoubt.v1.Site.strongest:type_name -> redoubt.v1.IsolationClass
-	18, // 16: redoubt.v1.Site.silent:type_name -> google.protobuf.Duration
+	20, // 11: redoubt.v1.Node.report:type_name -> redoubt.v1.Report
+	17, // 12: redoubt.v1.Node.enrolled:type_name -> google.protobuf.Timestamp
+	19, // 13: redoubt.v1.Node.silent:type_name -> google.protobuf.Duration
+	17, // 14: redoubt.v1.Node.svid_expires:type_name -> google.protobuf.Timestamp
+	15, // 15: redoubt.v1.Site.strongest:type_name -> redoubt.v1.IsolationClass
+	19, // 16: redoubt.v1.Site.silent:type_name -> google.protobuf.Duration
 	4,  // 17: redoubt.v1.Instance.assignment:type_name -> redoubt.v1.Assignment
 	5,  // 18: redoubt.v1.Instance.status:type_name -> redoubt.v1.InstanceStatus
 	1,  // 19: redoubt.v1.Instance.node_state:type_name -> redoubt.v1.NodeState
-	16, // 20: redoubt.v1.Instance.created:type_name -> google.protobuf.Timestamp
+	17, // 20: redoubt.v1.Instance.created:type_name -> google.protobuf.Timestamp
 	2,  // 21: redoubt.v1.WorkloadStatus.phase:type_name -> redoubt.v1.WorkloadPhase
 	8,  // 22: redoubt.v1.WorkloadStatus.instances:type_name -> redoubt.v1.Instance
-	15, // 23: redoubt.v1.StoredWorkload.spec:type_name -> redoubt.v1.Workload
-	16, // 24: redoubt.v1.StoredWorkload.created:type_name -> google.protobuf.Timestamp
-	16, // 25: redoubt.v1.StoredWorkload.updated:type_name -> google.protobuf.Timestamp
+	16, // 23: redoubt.v1.StoredWorkload.spec:type_name -> redoubt.v1.Workload
+	17, // 24: redoubt.v1.StoredWorkload.created:type_name -> google.protobuf.Timestamp
+	17, // 25: redoubt.v1.StoredWorkload.updated:type_name -> google.protobuf.Timestamp
 	9,  // 26: redoubt.v1.StoredWorkload.status:type_name -> redoubt.v1.WorkloadStatus
-	27, // [27:27] is the sub-list for method output_type
-	27, // [27:27] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	17, // 27: redoubt.v1.Event.first:type_name -> google.protobuf.Timestamp
+	17, // 28: redoubt.v1.Event.last:type_name -> google.protobuf.Timestamp
+	29, // [29:29] is the sub-list for method output_type
+	29, // [29:29] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_v1_fleet_proto_init() }
@@ -1763,7 +1941,7 @@ func file_redoubt_v1_fleet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_redoubt_v1_fleet_proto_rawDesc), len(file_redoubt_v1_fleet_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   11,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
