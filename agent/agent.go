@@ -61,6 +61,9 @@ type Host struct {
 	Measure func(ctx context.Context, c driver.Container, f isolation.Finding) (reconcile.Measurement, error)
 	// Dial connects to an instance of this node; nil: as any host does.
 	Dial health.Dial
+	// Inside connects to a port of the instance uid as its own processes do; nil:
+	// nothing is forwarded.
+	Inside func(ctx context.Context, uid string, port uint16) (net.Conn, error)
 	// Run keeps the parts going; it returns when ctx ends. May be nil.
 	Run func(context.Context) error
 }
@@ -139,7 +142,7 @@ func (a *Agent) compose() error {
 			return err
 		}
 	}
-	a.bulk = &bulk{driver: deps.Host.Driver, store: a.store, logs: filepath.Join(cfg.DataDir, "logs")}
+	a.bulk = &bulk{driver: deps.Host.Driver, inside: deps.Host.Inside, store: a.store, logs: filepath.Join(cfg.DataDir, "logs")}
 	if err := os.MkdirAll(a.bulk.logs, 0o700); err != nil {
 		return fmt.Errorf("make log directory: %w", err)
 	}

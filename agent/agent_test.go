@@ -14,6 +14,7 @@ import (
 	"redoubt.dev/redoubt/agent/driver"
 	"redoubt.dev/redoubt/agent/driver/fake"
 	"redoubt.dev/redoubt/agent/reconcile"
+	"redoubt.dev/redoubt/agent/session"
 	"redoubt.dev/redoubt/agent/store"
 	"redoubt.dev/redoubt/identity"
 	redoubtv1 "redoubt.dev/redoubt/proto/redoubt/v1"
@@ -180,7 +181,12 @@ func TestFollowedLogsEndWithTheInstance(t *testing.T) {
 	}
 	var out bytes.Buffer
 	done := make(chan error, 1)
-	go func() { done <- b.Logs(t.Context(), "u", -1, true, &out) }()
+	go func() {
+		done <- b.Logs(t.Context(), "u", session.LogOptions{From: -1, Tail: -1, Follow: true}, func(c session.LogChunk) error {
+			_, err := out.Write(c.Data)
+			return err
+		})
+	}()
 	time.Sleep(200 * time.Millisecond)
 	f, err := os.OpenFile(b.logPath("u"), os.O_APPEND|os.O_WRONLY, 0)
 	if err != nil {

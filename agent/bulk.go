@@ -2,8 +2,12 @@ package agent
 
 import (
 	"context"
-	"io"
+	"errors"
+	"fmt"
+	"net"
+	"os"
 	"path/filepath"
+	"syscall"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -11,12 +15,15 @@ import (
 	"redoubt.dev/redoubt/agent/driver"
 	"redoubt.dev/redoubt/agent/logs"
 	"redoubt.dev/redoubt/agent/reconcile"
+	"redoubt.dev/redoubt/agent/session"
 	"redoubt.dev/redoubt/agent/store"
+	"redoubt.dev/redoubt/isolation"
 )
 
-// bulk answers exec and logs.
+// bulk answers exec, logs and forwards.
 type bulk struct {
 	driver driver.Driver
+	inside func(ctx context.Context, uid string, port uint16) (net.Conn, error)
 	store  *store.Store
 	logs   string // directory
 }
@@ -32,25 +39,67 @@ func (b *bulk) find(uid string) (store.Facts, bool) {
 	return store.Facts{}, false
 }
 
-// Exec implements session.Bulk.
-func (b *bulk) Exec(ctx context.Context, uid string, spec driver.ExecSpec, streams driver.Streams, started func(string)) (int, error) {
+// running returns the facts of an instance that runs.
+func (b *bulk) running(uid string) (store.Facts, error) {
 	f, ok := b.find(uid)
 	switch {
 	case !ok:
-		return 0, status.Error(codes.NotFound, "the instance is not on this node")
+		return f, status.Error(codes.NotFound, "the instance is not on this node")
 	case f.Phase != store.Running:
 		why := f.Message
 		if why != "" {
 			why = ": " + why
 		}
-		return 0, status.Errorf(codes.FailedPrecondition, "%s is not running, it is %s%s", f.Instance, f.Phase, why)
+		return f, status.Errorf(codes.FailedPrecondition, "%s is not running, it is %s%s", f.Instance, f.Phase, why)
+	}
+	return f, nil
+}
+
+// Exec implements session.Bulk.
+func (b *bulk) Exec(ctx context.Context, uid string, spec driver.ExecSpec, streams driver.Streams, started func(string)) (int, error) {
+	f, err := b.running(uid)
+	if err != nil {
+		return 0, err
 	}
 	started(f.Instance)
 	return b.driver.Exec(ctx, reconcile.ContainerID(uid), spec, streams)
 }
 
+// Forward implements session.Bulk.
+func (b *bulk) Forward(ctx context.Context, uid string, port uint16) (string, net.Conn, error) {
+	f, err := b.running(uid)
+	if err != nil {
+		return "", nil, err
+	}
+	if b.inside == nil {
+		return "", nil, status.Error(codes.Unimplemented, "this node's driver forwards no ports")
+	}
+	conn, err := b.inside(ctx, uid, port)
+	switch {
+	case err == nil:
+		return f.Instance, conn, nil
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return "", nil, status.Errorf(codes.FailedPrecondition, "connection refused: nothing listens on port %d of %s%s", port, f.Instance, unreachable(f))
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
+		return "", nil, status.Errorf(codes.DeadlineExceeded, "port %d of %s did not accept in time", port, f.Instance)
+	}
+	return "", nil, fmt.Errorf("connect to port %d of %s: %w", port, f.Instance, err)
+}
+
+// unreachable says what a listener that is there all the same would have to be.
+func unreachable(f store.Facts) string {
+	if f.Runtime != string(isolation.RuntimeGVisor) {
+		return ""
+	}
+	if f.Address == "" {
+		return " that can be reached: under gVisor, an instance with `network: none` has no port that anything outside of its sandbox reaches"
+	}
+	return " that can be reached: under gVisor, what listens on 127.0.0.1 only is not reached from outside of the sandbox; let it listen on 0.0.0.0"
+}
+
 // Logs implements session.Bulk.
-func (b *bulk) Logs(ctx context.Context, uid string, tail int, follow bool, w io.Writer) error {
+func (b *bulk) Logs(ctx context.Context, uid string, opts session.LogOptions, hand func(session.LogChunk) error) error {
+	tail, follow, w := opts.Tail, opts.Follow, handing(hand)
 	if _, ok := b.find(uid); !ok {
 		return status.Error(codes.NotFound, "the instance is not on this node")
 	}
@@ -83,3 +132,7 @@ func (b *bulk) Logs(ctx context.Context, uid string, tail int, follow bool, w io
 	<-watching
 	return err
 }
+
+type handing func(session.LogChunk) error
+
+func (h handing) Write(p []byte) (int, error) { return len(p), h(session.LogChunk{Data: p}) }

@@ -32,6 +32,8 @@ type DialContext func(ctx context.Context, address string) (net.Conn, error)
 func dialOptions(dial DialContext) []grpc.DialOption {
 	// Control servers are named by address, not reached through a web proxy.
 	opts := []grpc.DialOption{grpc.WithNoProxy(), grpc.WithUserAgent("redoubt-agent"),
+		// Fixed, so that an instance that takes nothing holds so much and no more.
+		grpc.WithInitialWindowSize(128 << 10), grpc.WithInitialConnWindowSize(1 << 20),
 		// A complete set of assignments is one message.
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64 << 20))}
 	if dial != nil {

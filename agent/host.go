@@ -118,7 +118,7 @@ func RemoveHost(ctx context.Context, cfg HostConfig) (err error) {
 // Host is h as an agent takes it.
 func (h *RealHost) Host() Host {
 	return Host{
-		Driver: h.driver, Network: bridge{h.network}, Facts: probe.Host, Findings: h.findings, Measure: h.measure, Dial: h.network.Dial, Run: h.run,
+		Driver: h.driver, Network: bridge{h.network}, Facts: probe.Host, Findings: h.findings, Measure: h.measure, Dial: h.network.Dial, Inside: h.network.DialInside, Run: h.run,
 	}
 }
 

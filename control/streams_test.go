@@ -105,3 +105,96 @@ func TestAStreamIsPairedOnlyWithACallerWhoIsThere(t *testing.T) {
 		t.Errorf("the agent is told %v, %v", m, err)
 	}
 }
+
+// A caller who goes ends the agent's side at once, also while nothing is said:
+// what was begun for him must not run on.
+func TestAnAgentsStreamEndsWithItsCaller(t *testing.T) {
+	c, n, s := runningWeb(t)
+	ctx, leave := context.WithCancel(c.ctx())
+	user, err := c.fleet().Exec(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	start := &redoubtv1.ExecStart{Name: "web", Command: []string{"sleep", "1000"}}
+	if err := user.Send(&redoubtv1.ExecRequest{Message: &redoubtv1.ExecRequest_Start{Start: start}}); err != nil {
+		t.Fatal(err)
+	}
+	agent := n.attach(c.ctx(), s.streamOpen())
+	if m, err := agent.Recv(); err != nil || !m.GetPaired() {
+		t.Fatal(m, err)
+	}
+	leave()
+	ended := make(chan error, 1)
+	go func() { _, err := agent.Recv(); ended <- err }()
+	select {
+	case err := <-ended:
+		if err == nil {
+			t.Error("the agent is told something")
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("the agent's stream goes on without its caller")
+	}
+}
+
+// A connection to a port goes through whole, each direction until its own end.
+func TestPortForwardJoinsBothSides(t *testing.T) {
+	c, n, s := runningWeb(t)
+	user, err := c.fleet().PortForward(c.ctx())
+	if err != nil {
+		t.Fatal(err)
+	}
+	begin := func(u redoubtv1.FleetService_PortForwardClient, start *redoubtv1.PortForwardStart) {
+		if err := u.Send(&redoubtv1.PortForwardRequest{Message: &redoubtv1.PortForwardRequest_Start{Start: start}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	begin(user, &redoubtv1.PortForwardStart{Name: "web", Port: 80})
+	o := s.streamOpen()
+	if o.GetForward().GetPort() != 80 {
+		t.Errorf("the agent is asked for %v", o)
+	}
+	agent := n.attach(c.ctx(), o)
+	if m, err := agent.Recv(); err != nil || !m.GetPaired() {
+		t.Fatal(m, err)
+	}
+	reply := func(r *redoubtv1.PortForwardResponse) {
+		_ = agent.Send(&redoubtv1.AttachRequest{Message: &redoubtv1.AttachRequest_Forward{Forward: r}})
+	}
+	reply(&redoubtv1.PortForwardResponse{Message: &redoubtv1.PortForwardResponse_Connected{Connected: "web-1"}})
+	if m, err := user.Recv(); err != nil || m.GetConnected() != "web-1" {
+		t.Fatal(m, err)
+	}
+	_ = user.Send(&redoubtv1.PortForwardRequest{Message: &redoubtv1.PortForwardRequest_Data{Data: []byte("ask")}})
+	if err := user.CloseSend(); err != nil { // is taken for close
+		t.Fatal(err)
+	}
+	if m, err := agent.Recv(); err != nil || string(m.GetForward().GetData()) != "ask" {
+		t.Fatal(m, err)
+	}
+	if m, err := agent.Recv(); err != nil || !m.GetForward().GetClose() {
+		t.Fatal(m, err)
+	}
+	reply(&redoubtv1.PortForwardResponse{Message: &redoubtv1.PortForwardResponse_Data{Data: []byte("answer")}})
+	if m, err := user.Recv(); err != nil || string(m.GetData()) != "answer" {
+		t.Fatal(m, err)
+	}
+	_ = agent.CloseSend()
+	if m, err := user.Recv(); !errors.Is(err, io.EOF) {
+		t.Errorf("after the end: %v, %v", m, err)
+	}
+
+	// Port 0 asks nobody; a port that is none is refused.
+	for _, tt := range []struct {
+		start *redoubtv1.PortForwardStart
+		code  codes.Code
+	}{{&redoubtv1.PortForwardStart{Name: "web"}, codes.OK}, {&redoubtv1.PortForwardStart{Name: "web", Port: 65536}, codes.InvalidArgument}, {&redoubtv1.PortForwardStart{Name: "nobody"}, codes.NotFound}} {
+		user, err := c.fleet().PortForward(c.ctx())
+		if err != nil {
+			t.Fatal(err)
+		}
+		begin(user, tt.start)
+		if m, err := user.Recv(); status.Code(err) != tt.code || err == nil && m.GetConnected() != "web-1" {
+			t.Errorf("%v: %v, %v", tt.start, m, err)
+		}
+	}
+}

@@ -147,6 +147,41 @@ func ping(to netip.Addr) error {
 	return err
 }
 
+// A forwarded port is reached where it listens: on the address, on loopback
+// only, and without any network.
+func TestDialInsideReachesWhatListens(t *testing.T) {
+	w := newWorld(t)
+	n := w.open()
+	_, a := w.attach(n, Spec{Instance: "web"})
+	_, b := w.attach(n, Spec{Instance: "alone", None: true})
+	w.serve(a, "everywhere", "0.0.0.0:80")
+	w.serve(a, "loopback", "127.0.0.1:81")
+	w.serve(b, "alone", "127.0.0.1:80")
+	for _, tt := range []struct {
+		instance string
+		port     uint16
+		want     string
+	}{{"web", 80, "everywhere "}, {"web", 81, "loopback "}, {"alone", 80, "alone "}, {"web", 82, ""}, {"alone", 81, ""}, {"nobody", 80, ""}} {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		c, err := n.DialInside(ctx, tt.instance, tt.port)
+		cancel()
+		if err != nil {
+			if tt.want != "" || tt.instance != "nobody" && !errors.Is(err, unix.ECONNREFUSED) {
+				t.Errorf("port %d of %s: %v", tt.port, tt.instance, err)
+			}
+			continue
+		}
+		_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+		_, _ = c.Write([]byte("x"))
+		buf := make([]byte, 100)
+		k, err := c.Read(buf)
+		c.Close()
+		if tt.want == "" || !strings.HasPrefix(string(buf[:k]), tt.want) {
+			t.Errorf("port %d of %s: %q, %v, want %q", tt.port, tt.instance, buf[:k], err, tt.want)
+		}
+	}
+}
+
 func TestInstanceWithoutNetworkHasLoopbackOnly(t *testing.T) {
 	w := newWorld(t)
 	n := w.open()

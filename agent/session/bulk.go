@@ -5,12 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
+	"net"
 	"sync"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"redoubt.dev/redoubt/agent/driver"
 	redoubtv1 "redoubt.dev/redoubt/proto/redoubt/v1"
@@ -22,9 +25,33 @@ type Bulk interface {
 	// Exec runs a process in the instance uid to its end; it calls started with
 	// the instance's name once it is about to run.
 	Exec(ctx context.Context, uid string, spec driver.ExecSpec, streams driver.Streams, started func(instance string)) (code int, err error)
-	// Logs writes the last tail lines (negative: all) and, with follow, what
-	// comes until ctx or the instance ends.
-	Logs(ctx context.Context, uid string, tail int, follow bool, w io.Writer) error
+	// Logs hands over what the instance uid wrote and, with follow, what it
+	// writes until ctx or the instance ends.
+	Logs(ctx context.Context, uid string, opts LogOptions, hand func(LogChunk) error) error
+	// Forward connects to a TCP port of the instance uid, and names it.
+	Forward(ctx context.Context, uid string, port uint16) (instance string, conn net.Conn, err error)
+}
+
+// LogOptions say which part of a log is wanted.
+type LogOptions struct {
+	// From goes on after that many bytes of all that the instance ever wrote;
+	// negative: as the other fields say.
+	From int64
+	Tail int // last lines; negative: all that is kept
+	// Since, if set, leaves out what was written before; SinceAgo says so by the
+	// node's own clock.
+	Since    time.Time
+	SinceAgo time.Duration
+	Previous bool // only what was written between the last two starts
+	Follow   bool
+}
+
+// LogChunk is a part of a log.
+type LogChunk struct {
+	Data    []byte    // reused after the call
+	Offset  int64     // after Data, of all that the instance ever wrote
+	Time    time.Time // by which Data had been written; zero: not known
+	Dropped int64     // bytes before Data that are no longer kept
 }
 
 const chunk = 32 << 10
@@ -41,11 +68,11 @@ func (s *Session) open(ctx context.Context, o *redoubtv1.StreamOpen) {
 func (s *Session) attach(ctx context.Context, o *redoubtv1.StreamOpen) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	conn, err := s.deps.Dial(o.GetServerAddress(), o.GetServerId())
+	conn, err := s.pool.get(o.GetServerAddress(), o.GetServerId())
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
+	defer s.pool.put(conn)
 	// Until the server is reached, this must not take long.
 	watch := time.AfterFunc(s.cfg.Contact, cancel)
 	stream, err := redoubtv1.NewAgentServiceClient(conn).Attach(ctx)
@@ -64,12 +91,16 @@ func (s *Session) attach(ctx context.Context, o *redoubtv1.StreamOpen) error {
 	watch.Stop()
 
 	out := &outlet{stream: stream}
+	slots, kind := s.streams, "log and forward streams"
+	if o.GetExec() != nil {
+		slots, kind = s.execs, "execs"
+	}
 	select {
-	case s.streams <- struct{}{}:
-		defer func() { <-s.streams }()
+	case slots <- struct{}{}:
+		defer func() { <-slots }()
 		err = s.serve(ctx, cancel, stream, out, o)
 	default:
-		err = status.Errorf(codes.ResourceExhausted, "node %s serves %d streams already", s.cfg.Node, cap(s.streams))
+		err = status.Errorf(codes.ResourceExhausted, "node %s serves %d %s already, its limit: end some, or try again later", s.cfg.Node, cap(slots), kind)
 	}
 	if err != nil {
 		st := toStatus(err)
@@ -109,26 +140,59 @@ func confirmed(stream grpc.BidiStreamingClient[redoubtv1.AttachRequest, redoubtv
 func (s *Session) serve(ctx context.Context, cancel context.CancelFunc, stream grpc.BidiStreamingClient[redoubtv1.AttachRequest, redoubtv1.AttachResponse], out *outlet, o *redoubtv1.StreamOpen) error {
 	switch {
 	case o.GetLogs() != nil:
-		out.receiver.Go(func() { // the server ends it by ending the stream
-			for {
-				if _, err := stream.Recv(); err != nil {
-					cancel()
-					return
-				}
-			}
-		})
-		r := o.GetLogs()
-		err := s.deps.Bulk.Logs(ctx, o.GetUid(), int(r.GetTail()), r.GetFollow(), writerFunc(func(p []byte) *redoubtv1.AttachRequest {
-			return &redoubtv1.AttachRequest{Message: &redoubtv1.AttachRequest_Logs{Logs: p}}
-		}, out))
-		if ctx.Err() != nil {
-			return nil // nobody reads any more
-		}
-		return err
+		return s.logs(ctx, cancel, stream, out, o)
+	case o.GetForward() != nil:
+		return s.forward(ctx, cancel, stream, out, o)
 	case o.GetExec() != nil:
 		return s.exec(ctx, cancel, stream, out, o)
 	}
 	return status.Error(codes.Unimplemented, "this agent does not know that kind of stream")
+}
+
+func (s *Session) logs(ctx context.Context, cancel context.CancelFunc, stream grpc.BidiStreamingClient[redoubtv1.AttachRequest, redoubtv1.AttachResponse], out *outlet, o *redoubtv1.StreamOpen) error {
+	out.receiver.Go(func() { // the server ends it by ending the stream
+		for {
+			if _, err := stream.Recv(); err != nil {
+				cancel()
+				return
+			}
+		}
+	})
+	r := o.GetLogs()
+	opts := LogOptions{From: -1, Tail: int(r.GetTail()), Follow: r.GetFollow(), Previous: r.GetPrevious(), SinceAgo: r.GetSinceAgo().AsDuration()}
+	if r.GetSince() != nil {
+		opts.Since = r.GetSince().AsTime()
+	}
+	for _, p := range r.GetResume() {
+		if p.GetUid() == o.GetUid() && p.GetOffset() <= math.MaxInt64 {
+			opts.From = int64(p.GetOffset())
+		}
+	}
+	err := s.deps.Bulk.Logs(ctx, o.GetUid(), opts, func(c LogChunk) error {
+		for first := true; first || len(c.Data) > 0; first = false {
+			part := c.Data[:min(len(c.Data), chunk)]
+			c.Data = c.Data[len(part):]
+			m := &redoubtv1.AttachRequest{Message: &redoubtv1.AttachRequest_Logs{Logs: part}}
+			if r.GetPositions() {
+				l := &redoubtv1.LogsResponse{Data: part, Position: &redoubtv1.LogPosition{Uid: o.GetUid(), Offset: uint64(max(0, c.Offset-int64(len(c.Data))))}}
+				if !c.Time.IsZero() {
+					l.Time = timestamppb.New(c.Time)
+				}
+				if first {
+					l.Dropped = uint64(max(0, c.Dropped))
+				}
+				m.Message = &redoubtv1.AttachRequest_Log{Log: l}
+			}
+			if err := out.send(m); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if ctx.Err() != nil {
+		return nil // nobody reads any more
+	}
+	return err
 }
 
 func (s *Session) exec(ctx context.Context, cancel context.CancelFunc, stream grpc.BidiStreamingClient[redoubtv1.AttachRequest, redoubtv1.AttachResponse], out *outlet, o *redoubtv1.StreamOpen) error {

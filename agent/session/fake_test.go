@@ -254,14 +254,19 @@ func pass(d time.Duration) {
 
 // bulk runs things with function fields.
 type bulk struct {
-	exec func(ctx context.Context, uid string, spec driver.ExecSpec, streams driver.Streams, started func(string)) (int, error)
-	logs func(ctx context.Context, uid string, tail int, follow bool, w io.Writer) error
+	exec    func(ctx context.Context, uid string, spec driver.ExecSpec, streams driver.Streams, started func(string)) (int, error)
+	logs    func(ctx context.Context, uid string, opts LogOptions, hand func(LogChunk) error) error
+	forward func(ctx context.Context, uid string, port uint16) (string, net.Conn, error)
 }
 
 func (b *bulk) Exec(ctx context.Context, uid string, spec driver.ExecSpec, streams driver.Streams, started func(string)) (int, error) {
 	return b.exec(ctx, uid, spec, streams, started)
 }
 
-func (b *bulk) Logs(ctx context.Context, uid string, tail int, follow bool, w io.Writer) error {
-	return b.logs(ctx, uid, tail, follow, w)
+func (b *bulk) Logs(ctx context.Context, uid string, opts LogOptions, hand func(LogChunk) error) error {
+	return b.logs(ctx, uid, opts, hand)
+}
+
+func (b *bulk) Forward(ctx context.Context, uid string, port uint16) (string, net.Conn, error) {
+	return b.forward(ctx, uid, port)
 }

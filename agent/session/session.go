@@ -65,7 +65,10 @@ type Config struct {
 	Interval time.Duration // of heartbeats until Welcome says [5s]
 	Retry    time.Duration // of a batch that is not acknowledged [10s]
 	MaxDelay time.Duration // between rounds over the servers, at most [15s]
-	Streams  int           // of exec and logs at once [32]
+	Streams  int           // of logs and forwards at once [2048]
+	// Execs at once [32]. Each costs a waiting process of about 6 MB beside
+	// what it runs.
+	Execs int
 }
 
 // Deps of a session. MoveAt and the channels may be nil.
@@ -92,10 +95,12 @@ type Session struct {
 	cfg  Config
 	deps Deps
 	// resync: the next Hello asks for all assignments.
-	resync  bool
-	good    string // the server that last answered well
-	streams chan struct{}
-	bulk    sync.WaitGroup
+	resync bool
+	good   string // the server that last answered well
+	// streams and execs hold a value for each that is served.
+	streams, execs chan struct{}
+	pool           pool
+	bulk           sync.WaitGroup
 
 	// acked is when, by the boot clock, the leader last acknowledged, and
 	// horizon how long that counts as being connected; 0: never.
@@ -115,9 +120,12 @@ func New(cfg Config, deps Deps) *Session {
 	def(&cfg.Retry, 10*time.Second)
 	def(&cfg.MaxDelay, 15*time.Second)
 	if cfg.Streams == 0 {
-		cfg.Streams = 32
+		cfg.Streams = 2048
 	}
-	return &Session{cfg: cfg, deps: deps, streams: make(chan struct{}, cfg.Streams)}
+	if cfg.Execs == 0 {
+		cfg.Execs = 32
+	}
+	return &Session{cfg: cfg, deps: deps, pool: pool{dial: deps.Dial}, streams: make(chan struct{}, cfg.Streams), execs: make(chan struct{}, cfg.Execs)}
 }
 
 // Connected reports whether the leader acknowledged this node lately.
@@ -142,6 +150,7 @@ func (e *goodbyeError) Error() string { return "the server said goodbye: " + e.r
 
 // Run keeps a session until ctx ends. It returns nil then.
 func (s *Session) Run(ctx context.Context) error {
+	defer s.pool.close()
 	defer s.bulk.Wait()
 	bulk, cancel := context.WithCancel(ctx)
 	defer cancel()

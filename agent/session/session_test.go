@@ -684,16 +684,15 @@ func TestLogsSlowReaderHoldsUpNobodyElse(t *testing.T) {
 		var wrote atomic.Int64
 		open := &redoubtv1.StreamOpen{Request: &redoubtv1.StreamOpen_Logs{Logs: &redoubtv1.LogsRequest{Follow: true, Tail: -1}}}
 		total := 0
-		attached(t, open, &bulk{logs: func(ctx context.Context, uid string, tail int, follow bool, w io.Writer) error {
-			if tail != -1 || !follow {
-				t.Errorf("tail %d follow %v", tail, follow)
+		attached(t, open, &bulk{logs: func(ctx context.Context, uid string, opts LogOptions, hand func(LogChunk) error) error {
+			if opts.Tail != -1 || !opts.Follow {
+				t.Errorf("options %+v", opts)
 			}
 			for range 100 {
-				n, err := w.Write(bytes.Repeat([]byte("y"), 40_000))
-				wrote.Add(int64(n))
-				if err != nil {
+				if err := hand(LogChunk{Data: bytes.Repeat([]byte("y"), 40_000)}); err != nil {
 					return err
 				}
+				wrote.Add(40_000)
 			}
 			return nil
 		}}, func(s redoubtv1.AgentService_AttachServer) error {

@@ -22,7 +22,8 @@ const (
 	ReadFleet Permission = 1 << iota
 	// ReadWorkloads sees workloads, their plans and reasons, and their logs.
 	ReadWorkloads
-	// WriteWorkloads applies and stops workloads and runs commands in them.
+	// WriteWorkloads applies and stops workloads, runs commands in them and
+	// connects to their ports.
 	WriteWorkloads
 	// Operate enrols nodes and servers and cordons.
 	Operate
@@ -86,6 +87,13 @@ func fromExecStart(m proto.Message) string {
 	return fleet.DefaultNamespace
 }
 
+func fromForwardStart(m proto.Message) string {
+	if e, ok := m.(*redoubtv1.PortForwardRequest); ok {
+		return fleet.NamespaceOrDefault(e.GetStart().GetNamespace())
+	}
+	return fleet.DefaultNamespace
+}
+
 const (
 	fleetService  = "/redoubt.v1.FleetService/"
 	agentService  = "/redoubt.v1.AgentService/"
@@ -116,6 +124,7 @@ var rules = map[string]rule{
 	fleetService + "Watch":           {kind: identity.KindUser, need: ReadWorkloads, filtered: true},
 	fleetService + "Logs":            {kind: identity.KindUser, need: ReadWorkloads, namespace: fromRequest},
 	fleetService + "Exec":            {kind: identity.KindUser, need: WriteWorkloads, namespace: fromExecStart},
+	fleetService + "PortForward":     {kind: identity.KindUser, need: WriteWorkloads, namespace: fromForwardStart},
 
 	agentService + "Session":           {kind: identity.KindNode},
 	agentService + "Attach":            {kind: identity.KindNode},

@@ -85,6 +85,9 @@ func TestAuthorize(t *testing.T) {
 	exec := func(ns string) proto.Message {
 		return &redoubtv1.ExecRequest{Message: &redoubtv1.ExecRequest_Start{Start: &redoubtv1.ExecStart{Namespace: ns}}}
 	}
+	forward := func(ns string) proto.Message {
+		return &redoubtv1.PortForwardRequest{Message: &redoubtv1.PortForwardRequest_Start{Start: &redoubtv1.PortForwardStart{Namespace: ns}}}
+	}
 	tests := []struct {
 		kind    identity.Kind
 		name    string
@@ -104,6 +107,10 @@ func TestAuthorize(t *testing.T) {
 		{identity.KindUser, "team", fleetService + "GetWorkload", get("other"), "holds submitter in team"},
 		{identity.KindUser, "team", fleetService + "Exec", exec("team"), ""},
 		{identity.KindUser, "team", fleetService + "Exec", exec("other"), "change workloads"},
+		{identity.KindUser, "eye", fleetService + "PortForward", forward("team"), "change workloads"},
+		{identity.KindUser, "team", fleetService + "PortForward", forward("team"), ""},
+		{identity.KindUser, "team", fleetService + "PortForward", forward("other"), "change workloads"},
+		{identity.KindUser, "team", fleetService + "PortForward", forward(""), `in namespace "default"`},
 		{identity.KindUser, "team", fleetService + "ListWorkloads", nil, ""}, // shows its own only
 		{identity.KindUser, "team", fleetService + "ListNodes", nil, "in the whole fleet"},
 		{identity.KindUser, "teamlead", fleetService + "RemoveServer", nil, "in the whole fleet"},

@@ -55,6 +55,9 @@ const (
 	maxAnswer = 64 << 20
 	// maxStreams bounds the calls at once on one connection.
 	maxStreams = 256
+	// streamWindow is what a server takes in of one stream before it is read, and
+	// connWindow of one connection before it is looked at.
+	streamWindow, connWindow = 128 << 10, 1 << 20
 	// stopGrace is how long calls may take to end on a clean stop.
 	stopGrace = 3 * time.Second
 	// watchEvery merges changes for those who watch.
@@ -176,6 +179,8 @@ func (s *Server) grpc(creds credentials.TransportCredentials) *grpc.Server {
 	return grpc.NewServer(
 		grpc.Creds(creds),
 		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxAnswer), grpc.MaxConcurrentStreams(maxStreams),
+		// Fixed, so that a reader who stands still holds so much and no more.
+		grpc.InitialWindowSize(streamWindow), grpc.InitialConnWindowSize(connWindow),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 20 * time.Second, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.ConnectionTimeout(20*time.Second),

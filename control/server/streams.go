@@ -20,8 +20,9 @@ import (
 // one handshake over a slow link.
 const attachDeadline = 20 * time.Second
 
-// maxPendingStreams bounds what waits for an agent to dial back.
-const maxPendingStreams = 1024
+// maxPendingStreams bounds the execs, logs and forwards that one server pairs at
+// once, those that wait for an agent to dial back included.
+const maxPendingStreams = 4096
 
 // attachStream is the agent's end of a stream that it dialled.
 type attachStream = grpc.BidiStreamingServer[redoubtv1.AttachRequest, redoubtv1.AttachResponse]
@@ -38,11 +39,13 @@ type waiter struct {
 	node     string
 	attached chan attachStream // capacity 1
 	done     chan struct{}     // closed when the user's side has ended
+	ended    sync.Once
 }
 
 func newRendezvous() *rendezvous { return &rendezvous{waiting: map[string]*waiter{}} }
 
-// expect registers a stream for node. The caller must call release.
+// expect registers a stream for node. The caller must call release; more than
+// once does no harm.
 func (r *rendezvous) expect(node string) (id string, w *waiter, err error) {
 	var b [16]byte
 	if _, err := rand.Read(b[:]); err != nil {
@@ -63,7 +66,7 @@ func (r *rendezvous) release(id string, w *waiter) {
 	r.mu.Lock()
 	delete(r.waiting, id)
 	r.mu.Unlock()
-	close(w.done)
+	w.ended.Do(func() { close(w.done) })
 }
 
 // attach hands the agent's stream to whoever expects it and blocks until that
@@ -111,7 +114,10 @@ func (s *Server) open(ctx context.Context, node string, open *redoubtv1.StreamOp
 	if err != nil {
 		return nil, nil, err
 	}
-	release := func() { s.streams.release(id, w) }
+	// A caller that goes away ends the agent's side at once, also while nothing
+	// is said.
+	stop := context.AfterFunc(ctx, func() { s.streams.release(id, w) })
+	release := func() { stop(); s.streams.release(id, w) }
 	open.StreamId, open.ServerAddress, open.ServerId, open.Confirms = id, s.cfg.AdvertiseAPI, s.cfg.ID, true
 	if err := s.passOpen(ctx, node, open); err != nil {
 		release()
@@ -230,6 +236,71 @@ func (s *fleetAPI) Exec(user grpc.BidiStreamingServer[redoubtv1.ExecRequest, red
 			}
 			if _, ok := m.Exec.GetMessage().(*redoubtv1.ExecResponse_ExitCode); ok {
 				return nil
+			}
+		case *redoubtv1.AttachRequest_Error:
+			return status.Error(codes.Code(m.Error.GetCode()), m.Error.GetMessage())
+		}
+	}
+}
+
+// PortForward joins a user's connection to a port of an instance with the one
+// that the instance's agent makes.
+func (s *fleetAPI) PortForward(user grpc.BidiStreamingServer[redoubtv1.PortForwardRequest, redoubtv1.PortForwardResponse]) error {
+	first, err := user.Recv()
+	if err != nil {
+		return err
+	}
+	start := first.GetStart()
+	if start == nil {
+		return status.Error(codes.InvalidArgument, "the first message of PortForward must be its start")
+	}
+	if start.GetPort() > 65535 {
+		return status.Errorf(codes.InvalidArgument, "port %d: a port is 1 to 65535", start.GetPort())
+	}
+	target, err := s.runningInstance(user.Context(), start.GetNamespace(), start.GetName())
+	if err != nil {
+		return err
+	}
+	if start.GetPort() == 0 {
+		return user.Send(&redoubtv1.PortForwardResponse{Message: &redoubtv1.PortForwardResponse_Connected{Connected: target.Instance}})
+	}
+	agent, release, err := s.open(user.Context(), target.Node, &redoubtv1.StreamOpen{
+		Uid: target.UID, Request: &redoubtv1.StreamOpen_Forward{Forward: start},
+	})
+	if err != nil {
+		return err
+	}
+	defer release()
+	// It ends with the user's stream: gRPC ends its Recv when this handler
+	// returns. It takes no more than the agent does.
+	go func() {
+		for {
+			m, err := user.Recv()
+			if err == io.EOF {
+				m = &redoubtv1.PortForwardRequest{Message: &redoubtv1.PortForwardRequest_Close{Close: true}}
+			} else if err != nil {
+				return
+			}
+			if agent.Send(&redoubtv1.AttachResponse{Message: &redoubtv1.AttachResponse_Forward{Forward: m}}) != nil || err != nil {
+				return
+			}
+		}
+	}()
+	for {
+		m, err := agent.Recv()
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			if user.Context().Err() != nil {
+				return user.Context().Err()
+			}
+			return status.Errorf(codes.Unavailable, "the stream to node %s broke: %v", target.Node, cause(err))
+		}
+		switch m := m.GetMessage().(type) {
+		case *redoubtv1.AttachRequest_Forward:
+			if err := user.Send(m.Forward); err != nil {
+				return err
 			}
 		case *redoubtv1.AttachRequest_Error:
 			return status.Error(codes.Code(m.Error.GetCode()), m.Error.GetMessage())

@@ -1187,6 +1187,7 @@ type StreamOpen struct {
 	//
 	//	*StreamOpen_Exec
 	//	*StreamOpen_Logs
+	//	*StreamOpen_Forward
 	Request isStreamOpen_Request `protobuf_oneof:"request"`
 	// confirms: the server sends paired on the Attach stream once it has joined
 	// it to a caller that is still there. Nothing is begun before.
@@ -1278,6 +1279,15 @@ func (x *StreamOpen) GetLogs() *LogsRequest {
 	return nil
 }
 
+func (x *StreamOpen) GetForward() *PortForwardStart {
+	if x != nil {
+		if x, ok := x.Request.(*StreamOpen_Forward); ok {
+			return x.Forward
+		}
+	}
+	return nil
+}
+
 func (x *StreamOpen) GetConfirms() bool {
 	if x != nil {
 		return x.Confirms
@@ -1297,9 +1307,15 @@ type StreamOpen_Logs struct {
 	Logs *LogsRequest `protobuf:"bytes,6,opt,name=logs,proto3,oneof"`
 }
 
+type StreamOpen_Forward struct {
+	Forward *PortForwardStart `protobuf:"bytes,7,opt,name=forward,proto3,oneof"`
+}
+
 func (*StreamOpen_Exec) isStreamOpen_Request() {}
 
 func (*StreamOpen_Logs) isStreamOpen_Request() {}
+
+func (*StreamOpen_Forward) isStreamOpen_Request() {}
 
 type Goodbye struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1353,6 +1369,8 @@ type AttachRequest struct {
 	//	*AttachRequest_Exec
 	//	*AttachRequest_Logs
 	//	*AttachRequest_Error
+	//	*AttachRequest_Forward
+	//	*AttachRequest_Log
 	Message       isAttachRequest_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1431,6 +1449,24 @@ func (x *AttachRequest) GetError() *AttachError {
 	return nil
 }
 
+func (x *AttachRequest) GetForward() *PortForwardResponse {
+	if x != nil {
+		if x, ok := x.Message.(*AttachRequest_Forward); ok {
+			return x.Forward
+		}
+	}
+	return nil
+}
+
+func (x *AttachRequest) GetLog() *LogsResponse {
+	if x != nil {
+		if x, ok := x.Message.(*AttachRequest_Log); ok {
+			return x.Log
+		}
+	}
+	return nil
+}
+
 type isAttachRequest_Message interface {
 	isAttachRequest_Message()
 }
@@ -1453,6 +1489,14 @@ type AttachRequest_Error struct {
 	Error *AttachError `protobuf:"bytes,4,opt,name=error,proto3,oneof"`
 }
 
+type AttachRequest_Forward struct {
+	Forward *PortForwardResponse `protobuf:"bytes,5,opt,name=forward,proto3,oneof"`
+}
+
+type AttachRequest_Log struct {
+	Log *LogsResponse `protobuf:"bytes,6,opt,name=log,proto3,oneof"`
+}
+
 func (*AttachRequest_StreamId) isAttachRequest_Message() {}
 
 func (*AttachRequest_Exec) isAttachRequest_Message() {}
@@ -1460,6 +1504,10 @@ func (*AttachRequest_Exec) isAttachRequest_Message() {}
 func (*AttachRequest_Logs) isAttachRequest_Message() {}
 
 func (*AttachRequest_Error) isAttachRequest_Message() {}
+
+func (*AttachRequest_Forward) isAttachRequest_Message() {}
+
+func (*AttachRequest_Log) isAttachRequest_Message() {}
 
 type AttachError struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1519,6 +1567,7 @@ type AttachResponse struct {
 	//
 	//	*AttachResponse_Exec
 	//	*AttachResponse_Paired
+	//	*AttachResponse_Forward
 	Message       isAttachResponse_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1579,6 +1628,15 @@ func (x *AttachResponse) GetPaired() bool {
 	return false
 }
 
+func (x *AttachResponse) GetForward() *PortForwardRequest {
+	if x != nil {
+		if x, ok := x.Message.(*AttachResponse_Forward); ok {
+			return x.Forward
+		}
+	}
+	return nil
+}
+
 type isAttachResponse_Message interface {
 	isAttachResponse_Message()
 }
@@ -1592,9 +1650,15 @@ type AttachResponse_Paired struct {
 	Paired bool `protobuf:"varint,3,opt,name=paired,proto3,oneof"`
 }
 
+type AttachResponse_Forward struct {
+	Forward *PortForwardRequest `protobuf:"bytes,2,opt,name=forward,proto3,oneof"`
+}
+
 func (*AttachResponse_Exec) isAttachResponse_Message() {}
 
 func (*AttachResponse_Paired) isAttachResponse_Message() {}
+
+func (*AttachResponse_Forward) isAttachResponse_Message() {}
 
 type RenewNodeIdentityRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1777,7 +1841,7 @@ const file_redoubt_v1_agent_proto_rawDesc = "" +
 	"\fHeartbeatAck\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x12\n" +
 	"\x04term\x18\x02 \x01(\x04R\x04term\"\r\n" +
-	"\vFetchReport\"\x82\x02\n" +
+	"\vFetchReport\"\xbc\x02\n" +
 	"\n" +
 	"StreamOpen\x12\x1b\n" +
 	"\tstream_id\x18\x01 \x01(\tR\bstreamId\x12%\n" +
@@ -1785,23 +1849,27 @@ const file_redoubt_v1_agent_proto_rawDesc = "" +
 	"\tserver_id\x18\x03 \x01(\tR\bserverId\x12\x10\n" +
 	"\x03uid\x18\x04 \x01(\tR\x03uid\x12+\n" +
 	"\x04exec\x18\x05 \x01(\v2\x15.redoubt.v1.ExecStartH\x00R\x04exec\x12-\n" +
-	"\x04logs\x18\x06 \x01(\v2\x17.redoubt.v1.LogsRequestH\x00R\x04logs\x12\x1a\n" +
+	"\x04logs\x18\x06 \x01(\v2\x17.redoubt.v1.LogsRequestH\x00R\x04logs\x128\n" +
+	"\aforward\x18\a \x01(\v2\x1c.redoubt.v1.PortForwardStartH\x00R\aforward\x12\x1a\n" +
 	"\bconfirms\x18\b \x01(\bR\bconfirmsB\t\n" +
 	"\arequest\"!\n" +
 	"\aGoodbye\x12\x16\n" +
-	"\x06reason\x18\x01 \x01(\tR\x06reason\"\xb0\x01\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\"\x9b\x02\n" +
 	"\rAttachRequest\x12\x1d\n" +
 	"\tstream_id\x18\x01 \x01(\tH\x00R\bstreamId\x12.\n" +
 	"\x04exec\x18\x02 \x01(\v2\x18.redoubt.v1.ExecResponseH\x00R\x04exec\x12\x14\n" +
 	"\x04logs\x18\x03 \x01(\fH\x00R\x04logs\x12/\n" +
-	"\x05error\x18\x04 \x01(\v2\x17.redoubt.v1.AttachErrorH\x00R\x05errorB\t\n" +
+	"\x05error\x18\x04 \x01(\v2\x17.redoubt.v1.AttachErrorH\x00R\x05error\x12;\n" +
+	"\aforward\x18\x05 \x01(\v2\x1f.redoubt.v1.PortForwardResponseH\x00R\aforward\x12,\n" +
+	"\x03log\x18\x06 \x01(\v2\x18.redoubt.v1.LogsResponseH\x00R\x03logB\t\n" +
 	"\amessage\";\n" +
 	"\vAttachError\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\rR\x04code\x12\x18\n" +
-	"\amessage\x18\x02 \x01(\tR\amessage\"d\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\"\xa0\x01\n" +
 	"\x0eAttachResponse\x12-\n" +
 	"\x04exec\x18\x01 \x01(\v2\x17.redoubt.v1.ExecRequestH\x00R\x04exec\x12\x18\n" +
-	"\x06paired\x18\x03 \x01(\bH\x00R\x06pairedB\t\n" +
+	"\x06paired\x18\x03 \x01(\bH\x00R\x06paired\x12:\n" +
+	"\aforward\x18\x02 \x01(\v2\x1e.redoubt.v1.PortForwardRequestH\x00R\aforwardB\t\n" +
 	"\amessage\",\n" +
 	"\x18RenewNodeIdentityRequest\x12\x10\n" +
 	"\x03csr\x18\x01 \x01(\fR\x03csr\"W\n" +
@@ -1858,8 +1926,12 @@ var file_redoubt_v1_agent_proto_goTypes = []any{
 	(*Assignment)(nil),                // 27: redoubt.v1.Assignment
 	(*ExecStart)(nil),                 // 28: redoubt.v1.ExecStart
 	(*LogsRequest)(nil),               // 29: redoubt.v1.LogsRequest
-	(*ExecResponse)(nil),              // 30: redoubt.v1.ExecResponse
-	(*ExecRequest)(nil),               // 31: redoubt.v1.ExecRequest
+	(*PortForwardStart)(nil),          // 30: redoubt.v1.PortForwardStart
+	(*ExecResponse)(nil),              // 31: redoubt.v1.ExecResponse
+	(*PortForwardResponse)(nil),       // 32: redoubt.v1.PortForwardResponse
+	(*LogsResponse)(nil),              // 33: redoubt.v1.LogsResponse
+	(*ExecRequest)(nil),               // 34: redoubt.v1.ExecRequest
+	(*PortForwardRequest)(nil),        // 35: redoubt.v1.PortForwardRequest
 }
 var file_redoubt_v1_agent_proto_depIdxs = []int32{
 	3,  // 0: redoubt.v1.SessionRequest.hello:type_name -> redoubt.v1.Hello
@@ -1886,20 +1958,24 @@ var file_redoubt_v1_agent_proto_depIdxs = []int32{
 	27, // 21: redoubt.v1.Assignments.updated:type_name -> redoubt.v1.Assignment
 	28, // 22: redoubt.v1.StreamOpen.exec:type_name -> redoubt.v1.ExecStart
 	29, // 23: redoubt.v1.StreamOpen.logs:type_name -> redoubt.v1.LogsRequest
-	30, // 24: redoubt.v1.AttachRequest.exec:type_name -> redoubt.v1.ExecResponse
-	19, // 25: redoubt.v1.AttachRequest.error:type_name -> redoubt.v1.AttachError
-	31, // 26: redoubt.v1.AttachResponse.exec:type_name -> redoubt.v1.ExecRequest
-	2,  // 27: redoubt.v1.AgentService.Session:input_type -> redoubt.v1.SessionRequest
-	18, // 28: redoubt.v1.AgentService.Attach:input_type -> redoubt.v1.AttachRequest
-	21, // 29: redoubt.v1.AgentService.RenewNodeIdentity:input_type -> redoubt.v1.RenewNodeIdentityRequest
-	9,  // 30: redoubt.v1.AgentService.Session:output_type -> redoubt.v1.SessionResponse
-	20, // 31: redoubt.v1.AgentService.Attach:output_type -> redoubt.v1.AttachResponse
-	22, // 32: redoubt.v1.AgentService.RenewNodeIdentity:output_type -> redoubt.v1.RenewNodeIdentityResponse
-	30, // [30:33] is the sub-list for method output_type
-	27, // [27:30] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	30, // 24: redoubt.v1.StreamOpen.forward:type_name -> redoubt.v1.PortForwardStart
+	31, // 25: redoubt.v1.AttachRequest.exec:type_name -> redoubt.v1.ExecResponse
+	19, // 26: redoubt.v1.AttachRequest.error:type_name -> redoubt.v1.AttachError
+	32, // 27: redoubt.v1.AttachRequest.forward:type_name -> redoubt.v1.PortForwardResponse
+	33, // 28: redoubt.v1.AttachRequest.log:type_name -> redoubt.v1.LogsResponse
+	34, // 29: redoubt.v1.AttachResponse.exec:type_name -> redoubt.v1.ExecRequest
+	35, // 30: redoubt.v1.AttachResponse.forward:type_name -> redoubt.v1.PortForwardRequest
+	2,  // 31: redoubt.v1.AgentService.Session:input_type -> redoubt.v1.SessionRequest
+	18, // 32: redoubt.v1.AgentService.Attach:input_type -> redoubt.v1.AttachRequest
+	21, // 33: redoubt.v1.AgentService.RenewNodeIdentity:input_type -> redoubt.v1.RenewNodeIdentityRequest
+	9,  // 34: redoubt.v1.AgentService.Session:output_type -> redoubt.v1.SessionResponse
+	20, // 35: redoubt.v1.AgentService.Attach:output_type -> redoubt.v1.AttachResponse
+	22, // 36: redoubt.v1.AgentService.RenewNodeIdentity:output_type -> redoubt.v1.RenewNodeIdentityResponse
+	34, // [34:37] is the sub-list for method output_type
+	31, // [31:34] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_v1_agent_proto_init() }
@@ -1930,16 +2006,20 @@ func file_redoubt_v1_agent_proto_init() {
 	file_redoubt_v1_agent_proto_msgTypes[14].OneofWrappers = []any{
 		(*StreamOpen_Exec)(nil),
 		(*StreamOpen_Logs)(nil),
+		(*StreamOpen_Forward)(nil),
 	}
 	file_redoubt_v1_agent_proto_msgTypes[16].OneofWrappers = []any{
 		(*AttachRequest_StreamId)(nil),
 		(*AttachRequest_Exec)(nil),
 		(*AttachRequest_Logs)(nil),
 		(*AttachRequest_Error)(nil),
+		(*AttachRequest_Forward)(nil),
+		(*AttachRequest_Log)(nil),
 	}
 	file_redoubt_v1_agent_proto_msgTypes[18].OneofWrappers = []any{
 		(*AttachResponse_Exec)(nil),
 		(*AttachResponse_Paired)(nil),
+		(*AttachResponse_Forward)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{

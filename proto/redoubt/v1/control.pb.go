@@ -2091,7 +2091,20 @@ type LogsRequest struct {
 	Name   string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	Follow bool   `protobuf:"varint,3,opt,name=follow,proto3" json:"follow,omitempty"`
 	// tail lines before now; negative: all that is kept.
-	Tail          int32 `protobuf:"varint,4,opt,name=tail,proto3" json:"tail,omitempty"`
+	Tail int32 `protobuf:"varint,4,opt,name=tail,proto3" json:"tail,omitempty"`
+	// since, or since_ago by the node's own clock: nothing that was written
+	// before, to the second.
+	Since    *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=since,proto3" json:"since,omitempty"`
+	SinceAgo *durationpb.Duration   `protobuf:"bytes,6,opt,name=since_ago,json=sinceAgo,proto3" json:"since_ago,omitempty"`
+	// previous: what an instance wrote between its last two starts. It excludes
+	// follow.
+	Previous bool `protobuf:"varint,7,opt,name=previous,proto3" json:"previous,omitempty"`
+	// resume goes on where a broken stream ended. What it does not name is read
+	// as the other fields say.
+	Resume []*LogPosition `protobuf:"bytes,8,rep,name=resume,proto3" json:"resume,omitempty"`
+	// positions: the agent answers an AttachRequest with log, not with logs. Set
+	// by servers.
+	Positions     bool `protobuf:"varint,9,opt,name=positions,proto3" json:"positions,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2154,19 +2167,117 @@ func (x *LogsRequest) GetTail() int32 {
 	return 0
 }
 
+func (x *LogsRequest) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *LogsRequest) GetSinceAgo() *durationpb.Duration {
+	if x != nil {
+		return x.SinceAgo
+	}
+	return nil
+}
+
+func (x *LogsRequest) GetPrevious() bool {
+	if x != nil {
+		return x.Previous
+	}
+	return false
+}
+
+func (x *LogsRequest) GetResume() []*LogPosition {
+	if x != nil {
+		return x.Resume
+	}
+	return nil
+}
+
+func (x *LogsRequest) GetPositions() bool {
+	if x != nil {
+		return x.Positions
+	}
+	return false
+}
+
+// LogPosition is a place in what one instance wrote since its first start.
+type LogPosition struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Uid           string                 `protobuf:"bytes,1,opt,name=uid,proto3" json:"uid,omitempty"`
+	Offset        uint64                 `protobuf:"varint,2,opt,name=offset,proto3" json:"offset,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LogPosition) Reset() {
+	*x = LogPosition{}
+	mi := &file_redoubt_v1_control_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LogPosition) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LogPosition) ProtoMessage() {}
+
+func (x *LogPosition) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_control_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LogPosition.ProtoReflect.Descriptor instead.
+func (*LogPosition) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *LogPosition) GetUid() string {
+	if x != nil {
+		return x.Uid
+	}
+	return ""
+}
+
+func (x *LogPosition) GetOffset() uint64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
 type LogsResponse struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Instance string                 `protobuf:"bytes,1,opt,name=instance,proto3" json:"instance,omitempty"`
 	Data     []byte                 `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
 	// error ends one instance's stream, not the others'.
-	Error         string `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
+	Error string `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
+	// position after data, to resume from.
+	Position *LogPosition `protobuf:"bytes,4,opt,name=position,proto3" json:"position,omitempty"`
+	// time by which data had been written, by the node's clock, at most about a
+	// second later than it was; not set if it is not known.
+	Time *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=time,proto3" json:"time,omitempty"`
+	// dropped bytes before data were to be read and are no longer kept.
+	Dropped uint64 `protobuf:"varint,6,opt,name=dropped,proto3" json:"dropped,omitempty"`
+	// notice tells of something that the reader should know and that ended
+	// nothing.
+	Notice        string `protobuf:"bytes,7,opt,name=notice,proto3" json:"notice,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *LogsResponse) Reset() {
 	*x = LogsResponse{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[39]
+	mi := &file_redoubt_v1_control_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2178,7 +2289,7 @@ func (x *LogsResponse) String() string {
 func (*LogsResponse) ProtoMessage() {}
 
 func (x *LogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[39]
+	mi := &file_redoubt_v1_control_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2191,7 +2302,7 @@ func (x *LogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsResponse.ProtoReflect.Descriptor instead.
 func (*LogsResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{39}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *LogsResponse) GetInstance() string {
@@ -2215,6 +2326,34 @@ func (x *LogsResponse) GetError() string {
 	return ""
 }
 
+func (x *LogsResponse) GetPosition() *LogPosition {
+	if x != nil {
+		return x.Position
+	}
+	return nil
+}
+
+func (x *LogsResponse) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *LogsResponse) GetDropped() uint64 {
+	if x != nil {
+		return x.Dropped
+	}
+	return 0
+}
+
+func (x *LogsResponse) GetNotice() string {
+	if x != nil {
+		return x.Notice
+	}
+	return ""
+}
+
 type ExecRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Message:
@@ -2231,7 +2370,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[40]
+	mi := &file_redoubt_v1_control_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2243,7 +2382,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[40]
+	mi := &file_redoubt_v1_control_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2256,7 +2395,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{40}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ExecRequest) GetMessage() isExecRequest_Message {
@@ -2362,7 +2501,7 @@ type ExecStart struct {
 
 func (x *ExecStart) Reset() {
 	*x = ExecStart{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[41]
+	mi := &file_redoubt_v1_control_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2374,7 +2513,7 @@ func (x *ExecStart) String() string {
 func (*ExecStart) ProtoMessage() {}
 
 func (x *ExecStart) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[41]
+	mi := &file_redoubt_v1_control_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2387,7 +2526,7 @@ func (x *ExecStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStart.ProtoReflect.Descriptor instead.
 func (*ExecStart) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{41}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ExecStart) GetNamespace() string {
@@ -2456,7 +2595,7 @@ type TerminalSize struct {
 
 func (x *TerminalSize) Reset() {
 	*x = TerminalSize{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[42]
+	mi := &file_redoubt_v1_control_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2468,7 +2607,7 @@ func (x *TerminalSize) String() string {
 func (*TerminalSize) ProtoMessage() {}
 
 func (x *TerminalSize) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[42]
+	mi := &file_redoubt_v1_control_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2481,7 +2620,7 @@ func (x *TerminalSize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TerminalSize.ProtoReflect.Descriptor instead.
 func (*TerminalSize) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{42}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *TerminalSize) GetWidth() uint32 {
@@ -2513,7 +2652,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[43]
+	mi := &file_redoubt_v1_control_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2525,7 +2664,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[43]
+	mi := &file_redoubt_v1_control_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2538,7 +2677,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{43}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ExecResponse) GetMessage() isExecResponse_Message {
@@ -2612,6 +2751,268 @@ func (*ExecResponse_Stderr) isExecResponse_Message() {}
 func (*ExecResponse_ExitCode) isExecResponse_Message() {}
 
 func (*ExecResponse_Started) isExecResponse_Message() {}
+
+type PortForwardRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Message:
+	//
+	//	*PortForwardRequest_Start
+	//	*PortForwardRequest_Data
+	//	*PortForwardRequest_Close
+	Message       isPortForwardRequest_Message `protobuf_oneof:"message"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PortForwardRequest) Reset() {
+	*x = PortForwardRequest{}
+	mi := &file_redoubt_v1_control_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PortForwardRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PortForwardRequest) ProtoMessage() {}
+
+func (x *PortForwardRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_control_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PortForwardRequest.ProtoReflect.Descriptor instead.
+func (*PortForwardRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *PortForwardRequest) GetMessage() isPortForwardRequest_Message {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
+func (x *PortForwardRequest) GetStart() *PortForwardStart {
+	if x != nil {
+		if x, ok := x.Message.(*PortForwardRequest_Start); ok {
+			return x.Start
+		}
+	}
+	return nil
+}
+
+func (x *PortForwardRequest) GetData() []byte {
+	if x != nil {
+		if x, ok := x.Message.(*PortForwardRequest_Data); ok {
+			return x.Data
+		}
+	}
+	return nil
+}
+
+func (x *PortForwardRequest) GetClose() bool {
+	if x != nil {
+		if x, ok := x.Message.(*PortForwardRequest_Close); ok {
+			return x.Close
+		}
+	}
+	return false
+}
+
+type isPortForwardRequest_Message interface {
+	isPortForwardRequest_Message()
+}
+
+type PortForwardRequest_Start struct {
+	// start is the first message.
+	Start *PortForwardStart `protobuf:"bytes,1,opt,name=start,proto3,oneof"`
+}
+
+type PortForwardRequest_Data struct {
+	Data []byte `protobuf:"bytes,2,opt,name=data,proto3,oneof"`
+}
+
+type PortForwardRequest_Close struct {
+	// close: the caller sends no more; it still reads.
+	Close bool `protobuf:"varint,3,opt,name=close,proto3,oneof"`
+}
+
+func (*PortForwardRequest_Start) isPortForwardRequest_Message() {}
+
+func (*PortForwardRequest_Data) isPortForwardRequest_Message() {}
+
+func (*PortForwardRequest_Close) isPortForwardRequest_Message() {}
+
+type PortForwardStart struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Namespace string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// name of an instance, or of a workload (its first running instance).
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// port inside the instance; 0 only asks which instance it would be.
+	Port          uint32 `protobuf:"varint,3,opt,name=port,proto3" json:"port,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PortForwardStart) Reset() {
+	*x = PortForwardStart{}
+	mi := &file_redoubt_v1_control_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PortForwardStart) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PortForwardStart) ProtoMessage() {}
+
+func (x *PortForwardStart) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_control_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PortForwardStart.ProtoReflect.Descriptor instead.
+func (*PortForwardStart) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *PortForwardStart) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *PortForwardStart) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *PortForwardStart) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+type PortForwardResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Message:
+	//
+	//	*PortForwardResponse_Connected
+	//	*PortForwardResponse_Data
+	//	*PortForwardResponse_Close
+	Message       isPortForwardResponse_Message `protobuf_oneof:"message"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PortForwardResponse) Reset() {
+	*x = PortForwardResponse{}
+	mi := &file_redoubt_v1_control_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PortForwardResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PortForwardResponse) ProtoMessage() {}
+
+func (x *PortForwardResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_control_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PortForwardResponse.ProtoReflect.Descriptor instead.
+func (*PortForwardResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *PortForwardResponse) GetMessage() isPortForwardResponse_Message {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
+func (x *PortForwardResponse) GetConnected() string {
+	if x != nil {
+		if x, ok := x.Message.(*PortForwardResponse_Connected); ok {
+			return x.Connected
+		}
+	}
+	return ""
+}
+
+func (x *PortForwardResponse) GetData() []byte {
+	if x != nil {
+		if x, ok := x.Message.(*PortForwardResponse_Data); ok {
+			return x.Data
+		}
+	}
+	return nil
+}
+
+func (x *PortForwardResponse) GetClose() bool {
+	if x != nil {
+		if x, ok := x.Message.(*PortForwardResponse_Close); ok {
+			return x.Close
+		}
+	}
+	return false
+}
+
+type isPortForwardResponse_Message interface {
+	isPortForwardResponse_Message()
+}
+
+type PortForwardResponse_Connected struct {
+	// connected names the instance once its port has accepted.
+	Connected string `protobuf:"bytes,1,opt,name=connected,proto3,oneof"`
+}
+
+type PortForwardResponse_Data struct {
+	Data []byte `protobuf:"bytes,2,opt,name=data,proto3,oneof"`
+}
+
+type PortForwardResponse_Close struct {
+	// close: the instance sends no more; it still reads.
+	Close bool `protobuf:"varint,3,opt,name=close,proto3,oneof"`
+}
+
+func (*PortForwardResponse_Connected) isPortForwardResponse_Message() {}
+
+func (*PortForwardResponse_Data) isPortForwardResponse_Message() {}
+
+func (*PortForwardResponse_Close) isPortForwardResponse_Message() {}
 
 var File_redoubt_v1_control_proto protoreflect.FileDescriptor
 
@@ -2747,16 +3148,28 @@ const file_redoubt_v1_control_proto_rawDesc = "" +
 	"\x13WatchEventsResponse\x12)\n" +
 	"\x06events\x18\x01 \x03(\v2\x11.redoubt.v1.EventR\x06events\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\x10\n" +
-	"\x03gap\x18\x03 \x01(\bR\x03gap\"k\n" +
+	"\x03gap\x18\x03 \x01(\bR\x03gap\"\xc0\x02\n" +
 	"\vLogsRequest\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
 	"\x06follow\x18\x03 \x01(\bR\x06follow\x12\x12\n" +
-	"\x04tail\x18\x04 \x01(\x05R\x04tail\"T\n" +
+	"\x04tail\x18\x04 \x01(\x05R\x04tail\x120\n" +
+	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x126\n" +
+	"\tsince_ago\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\bsinceAgo\x12\x1a\n" +
+	"\bprevious\x18\a \x01(\bR\bprevious\x12/\n" +
+	"\x06resume\x18\b \x03(\v2\x17.redoubt.v1.LogPositionR\x06resume\x12\x1c\n" +
+	"\tpositions\x18\t \x01(\bR\tpositions\"7\n" +
+	"\vLogPosition\x12\x10\n" +
+	"\x03uid\x18\x01 \x01(\tR\x03uid\x12\x16\n" +
+	"\x06offset\x18\x02 \x01(\x04R\x06offset\"\xeb\x01\n" +
 	"\fLogsResponse\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\x12\x14\n" +
-	"\x05error\x18\x03 \x01(\tR\x05error\"\xd0\x01\n" +
+	"\x05error\x18\x03 \x01(\tR\x05error\x123\n" +
+	"\bposition\x18\x04 \x01(\v2\x17.redoubt.v1.LogPositionR\bposition\x12.\n" +
+	"\x04time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x18\n" +
+	"\adropped\x18\x06 \x01(\x04R\adropped\x12\x16\n" +
+	"\x06notice\x18\a \x01(\tR\x06notice\"\xd0\x01\n" +
 	"\vExecRequest\x12-\n" +
 	"\x05start\x18\x01 \x01(\v2\x15.redoubt.v1.ExecStartH\x00R\x05start\x12\x16\n" +
 	"\x05stdin\x18\x02 \x01(\fH\x00R\x05stdin\x12!\n" +
@@ -2783,7 +3196,21 @@ const file_redoubt_v1_control_proto_rawDesc = "" +
 	"\x06stderr\x18\x02 \x01(\fH\x00R\x06stderr\x12\x1d\n" +
 	"\texit_code\x18\x03 \x01(\x05H\x00R\bexitCode\x12\x1a\n" +
 	"\astarted\x18\x04 \x01(\tH\x00R\astartedB\t\n" +
-	"\amessage2\xbf\f\n" +
+	"\amessage\"\x83\x01\n" +
+	"\x12PortForwardRequest\x124\n" +
+	"\x05start\x18\x01 \x01(\v2\x1c.redoubt.v1.PortForwardStartH\x00R\x05start\x12\x14\n" +
+	"\x04data\x18\x02 \x01(\fH\x00R\x04data\x12\x16\n" +
+	"\x05close\x18\x03 \x01(\bH\x00R\x05closeB\t\n" +
+	"\amessage\"X\n" +
+	"\x10PortForwardStart\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
+	"\x04port\x18\x03 \x01(\rR\x04port\"n\n" +
+	"\x13PortForwardResponse\x12\x1e\n" +
+	"\tconnected\x18\x01 \x01(\tH\x00R\tconnected\x12\x14\n" +
+	"\x04data\x18\x02 \x01(\fH\x00R\x04data\x12\x16\n" +
+	"\x05close\x18\x03 \x01(\bH\x00R\x05closeB\t\n" +
+	"\amessage2\x93\r\n" +
 	"\fFleetService\x12T\n" +
 	"\rApplyWorkload\x12 .redoubt.v1.ApplyWorkloadRequest\x1a!.redoubt.v1.ApplyWorkloadResponse\x12Q\n" +
 	"\fPlanWorkload\x12\x1f.redoubt.v1.PlanWorkloadRequest\x1a .redoubt.v1.PlanWorkloadResponse\x12N\n" +
@@ -2805,7 +3232,8 @@ const file_redoubt_v1_control_proto_rawDesc = "" +
 	"ListEvents\x12\x1d.redoubt.v1.ListEventsRequest\x1a\x1e.redoubt.v1.ListEventsResponse\x12P\n" +
 	"\vWatchEvents\x12\x1e.redoubt.v1.WatchEventsRequest\x1a\x1f.redoubt.v1.WatchEventsResponse0\x01\x12;\n" +
 	"\x04Logs\x12\x17.redoubt.v1.LogsRequest\x1a\x18.redoubt.v1.LogsResponse0\x01\x12=\n" +
-	"\x04Exec\x12\x17.redoubt.v1.ExecRequest\x1a\x18.redoubt.v1.ExecResponse(\x010\x01B0Z.redoubt.dev/redoubt/proto/redoubt/v1;redoubtv1b\x06proto3"
+	"\x04Exec\x12\x17.redoubt.v1.ExecRequest\x1a\x18.redoubt.v1.ExecResponse(\x010\x01\x12R\n" +
+	"\vPortForward\x12\x1e.redoubt.v1.PortForwardRequest\x1a\x1f.redoubt.v1.PortForwardResponse(\x010\x01B0Z.redoubt.dev/redoubt/proto/redoubt/v1;redoubtv1b\x06proto3"
 
 var (
 	file_redoubt_v1_control_proto_rawDescOnce sync.Once
@@ -2819,7 +3247,7 @@ func file_redoubt_v1_control_proto_rawDescGZIP() []byte {
 	return file_redoubt_v1_control_proto_rawDescData
 }
 
-var file_redoubt_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
+var file_redoubt_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
 var file_redoubt_v1_control_proto_goTypes = []any{
 	(*ApplyWorkloadRequest)(nil),    // 0: redoubt.v1.ApplyWorkloadRequest
 	(*ApplyWorkloadResponse)(nil),   // 1: redoubt.v1.ApplyWorkloadResponse
@@ -2860,96 +3288,108 @@ var file_redoubt_v1_control_proto_goTypes = []any{
 	(*WatchEventsRequest)(nil),      // 36: redoubt.v1.WatchEventsRequest
 	(*WatchEventsResponse)(nil),     // 37: redoubt.v1.WatchEventsResponse
 	(*LogsRequest)(nil),             // 38: redoubt.v1.LogsRequest
-	(*LogsResponse)(nil),            // 39: redoubt.v1.LogsResponse
-	(*ExecRequest)(nil),             // 40: redoubt.v1.ExecRequest
-	(*ExecStart)(nil),               // 41: redoubt.v1.ExecStart
-	(*TerminalSize)(nil),            // 42: redoubt.v1.TerminalSize
-	(*ExecResponse)(nil),            // 43: redoubt.v1.ExecResponse
-	(*Workload)(nil),                // 44: redoubt.v1.Workload
-	(*StoredWorkload)(nil),          // 45: redoubt.v1.StoredWorkload
-	(*Explanation)(nil),             // 46: redoubt.v1.Explanation
-	(*Node)(nil),                    // 47: redoubt.v1.Node
-	(*Instance)(nil),                // 48: redoubt.v1.Instance
-	(*Site)(nil),                    // 49: redoubt.v1.Site
-	(*durationpb.Duration)(nil),     // 50: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),   // 51: google.protobuf.Timestamp
-	(*Server)(nil),                  // 52: redoubt.v1.Server
-	(*Event)(nil),                   // 53: redoubt.v1.Event
-	(*EnvVar)(nil),                  // 54: redoubt.v1.EnvVar
+	(*LogPosition)(nil),             // 39: redoubt.v1.LogPosition
+	(*LogsResponse)(nil),            // 40: redoubt.v1.LogsResponse
+	(*ExecRequest)(nil),             // 41: redoubt.v1.ExecRequest
+	(*ExecStart)(nil),               // 42: redoubt.v1.ExecStart
+	(*TerminalSize)(nil),            // 43: redoubt.v1.TerminalSize
+	(*ExecResponse)(nil),            // 44: redoubt.v1.ExecResponse
+	(*PortForwardRequest)(nil),      // 45: redoubt.v1.PortForwardRequest
+	(*PortForwardStart)(nil),        // 46: redoubt.v1.PortForwardStart
+	(*PortForwardResponse)(nil),     // 47: redoubt.v1.PortForwardResponse
+	(*Workload)(nil),                // 48: redoubt.v1.Workload
+	(*StoredWorkload)(nil),          // 49: redoubt.v1.StoredWorkload
+	(*Explanation)(nil),             // 50: redoubt.v1.Explanation
+	(*Node)(nil),                    // 51: redoubt.v1.Node
+	(*Instance)(nil),                // 52: redoubt.v1.Instance
+	(*Site)(nil),                    // 53: redoubt.v1.Site
+	(*durationpb.Duration)(nil),     // 54: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),   // 55: google.protobuf.Timestamp
+	(*Server)(nil),                  // 56: redoubt.v1.Server
+	(*Event)(nil),                   // 57: redoubt.v1.Event
+	(*EnvVar)(nil),                  // 58: redoubt.v1.EnvVar
 }
 var file_redoubt_v1_control_proto_depIdxs = []int32{
-	44, // 0: redoubt.v1.ApplyWorkloadRequest.workload:type_name -> redoubt.v1.Workload
-	45, // 1: redoubt.v1.ApplyWorkloadResponse.workload:type_name -> redoubt.v1.StoredWorkload
-	44, // 2: redoubt.v1.PlanWorkloadRequest.workload:type_name -> redoubt.v1.Workload
-	46, // 3: redoubt.v1.PlanWorkloadResponse.explanation:type_name -> redoubt.v1.Explanation
-	45, // 4: redoubt.v1.GetWorkloadResponse.workload:type_name -> redoubt.v1.StoredWorkload
-	45, // 5: redoubt.v1.ListWorkloadsResponse.workloads:type_name -> redoubt.v1.StoredWorkload
-	45, // 6: redoubt.v1.StopWorkloadResponse.workload:type_name -> redoubt.v1.StoredWorkload
-	46, // 7: redoubt.v1.ExplainWorkloadResponse.explanation:type_name -> redoubt.v1.Explanation
-	45, // 8: redoubt.v1.ExplainWorkloadResponse.workload:type_name -> redoubt.v1.StoredWorkload
-	47, // 9: redoubt.v1.ListNodesResponse.nodes:type_name -> redoubt.v1.Node
-	47, // 10: redoubt.v1.GetNodeResponse.node:type_name -> redoubt.v1.Node
-	48, // 11: redoubt.v1.GetNodeResponse.instances:type_name -> redoubt.v1.Instance
-	49, // 12: redoubt.v1.ListSitesResponse.sites:type_name -> redoubt.v1.Site
-	50, // 13: redoubt.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
-	51, // 14: redoubt.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
-	52, // 15: redoubt.v1.ListServersResponse.servers:type_name -> redoubt.v1.Server
+	48, // 0: redoubt.v1.ApplyWorkloadRequest.workload:type_name -> redoubt.v1.Workload
+	49, // 1: redoubt.v1.ApplyWorkloadResponse.workload:type_name -> redoubt.v1.StoredWorkload
+	48, // 2: redoubt.v1.PlanWorkloadRequest.workload:type_name -> redoubt.v1.Workload
+	50, // 3: redoubt.v1.PlanWorkloadResponse.explanation:type_name -> redoubt.v1.Explanation
+	49, // 4: redoubt.v1.GetWorkloadResponse.workload:type_name -> redoubt.v1.StoredWorkload
+	49, // 5: redoubt.v1.ListWorkloadsResponse.workloads:type_name -> redoubt.v1.StoredWorkload
+	49, // 6: redoubt.v1.StopWorkloadResponse.workload:type_name -> redoubt.v1.StoredWorkload
+	50, // 7: redoubt.v1.ExplainWorkloadResponse.explanation:type_name -> redoubt.v1.Explanation
+	49, // 8: redoubt.v1.ExplainWorkloadResponse.workload:type_name -> redoubt.v1.StoredWorkload
+	51, // 9: redoubt.v1.ListNodesResponse.nodes:type_name -> redoubt.v1.Node
+	51, // 10: redoubt.v1.GetNodeResponse.node:type_name -> redoubt.v1.Node
+	52, // 11: redoubt.v1.GetNodeResponse.instances:type_name -> redoubt.v1.Instance
+	53, // 12: redoubt.v1.ListSitesResponse.sites:type_name -> redoubt.v1.Site
+	54, // 13: redoubt.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
+	55, // 14: redoubt.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
+	56, // 15: redoubt.v1.ListServersResponse.servers:type_name -> redoubt.v1.Server
 	28, // 16: redoubt.v1.SaveSnapshotResponse.description:type_name -> redoubt.v1.SnapshotDescription
-	51, // 17: redoubt.v1.SnapshotDescription.created:type_name -> google.protobuf.Timestamp
-	51, // 18: redoubt.v1.EventFilter.since:type_name -> google.protobuf.Timestamp
+	55, // 17: redoubt.v1.SnapshotDescription.created:type_name -> google.protobuf.Timestamp
+	55, // 18: redoubt.v1.EventFilter.since:type_name -> google.protobuf.Timestamp
 	33, // 19: redoubt.v1.ListEventsRequest.filter:type_name -> redoubt.v1.EventFilter
-	53, // 20: redoubt.v1.ListEventsResponse.events:type_name -> redoubt.v1.Event
+	57, // 20: redoubt.v1.ListEventsResponse.events:type_name -> redoubt.v1.Event
 	33, // 21: redoubt.v1.WatchEventsRequest.filter:type_name -> redoubt.v1.EventFilter
-	53, // 22: redoubt.v1.WatchEventsResponse.events:type_name -> redoubt.v1.Event
-	41, // 23: redoubt.v1.ExecRequest.start:type_name -> redoubt.v1.ExecStart
-	42, // 24: redoubt.v1.ExecRequest.resize:type_name -> redoubt.v1.TerminalSize
-	42, // 25: redoubt.v1.ExecStart.size:type_name -> redoubt.v1.TerminalSize
-	54, // 26: redoubt.v1.ExecStart.env:type_name -> redoubt.v1.EnvVar
-	0,  // 27: redoubt.v1.FleetService.ApplyWorkload:input_type -> redoubt.v1.ApplyWorkloadRequest
-	2,  // 28: redoubt.v1.FleetService.PlanWorkload:input_type -> redoubt.v1.PlanWorkloadRequest
-	4,  // 29: redoubt.v1.FleetService.GetWorkload:input_type -> redoubt.v1.GetWorkloadRequest
-	6,  // 30: redoubt.v1.FleetService.ListWorkloads:input_type -> redoubt.v1.ListWorkloadsRequest
-	8,  // 31: redoubt.v1.FleetService.StopWorkload:input_type -> redoubt.v1.StopWorkloadRequest
-	10, // 32: redoubt.v1.FleetService.ExplainWorkload:input_type -> redoubt.v1.ExplainWorkloadRequest
-	12, // 33: redoubt.v1.FleetService.ListNodes:input_type -> redoubt.v1.ListNodesRequest
-	14, // 34: redoubt.v1.FleetService.GetNode:input_type -> redoubt.v1.GetNodeRequest
-	16, // 35: redoubt.v1.FleetService.ListSites:input_type -> redoubt.v1.ListSitesRequest
-	18, // 36: redoubt.v1.FleetService.CreateJoinToken:input_type -> redoubt.v1.CreateJoinTokenRequest
-	20, // 37: redoubt.v1.FleetService.ListServers:input_type -> redoubt.v1.ListServersRequest
-	22, // 38: redoubt.v1.FleetService.RemoveServer:input_type -> redoubt.v1.RemoveServerRequest
-	24, // 39: redoubt.v1.FleetService.GetServerInfo:input_type -> redoubt.v1.GetServerInfoRequest
-	26, // 40: redoubt.v1.FleetService.SaveSnapshot:input_type -> redoubt.v1.SaveSnapshotRequest
-	29, // 41: redoubt.v1.FleetService.RenewIdentity:input_type -> redoubt.v1.RenewIdentityRequest
-	31, // 42: redoubt.v1.FleetService.Watch:input_type -> redoubt.v1.WatchRequest
-	34, // 43: redoubt.v1.FleetService.ListEvents:input_type -> redoubt.v1.ListEventsRequest
-	36, // 44: redoubt.v1.FleetService.WatchEvents:input_type -> redoubt.v1.WatchEventsRequest
-	38, // 45: redoubt.v1.FleetService.Logs:input_type -> redoubt.v1.LogsRequest
-	40, // 46: redoubt.v1.FleetService.Exec:input_type -> redoubt.v1.ExecRequest
-	1,  // 47: redoubt.v1.FleetService.ApplyWorkload:output_type -> redoubt.v1.ApplyWorkloadResponse
-	3,  // 48: redoubt.v1.FleetService.PlanWorkload:output_type -> redoubt.v1.PlanWorkloadResponse
-	5,  // 49: redoubt.v1.FleetService.GetWorkload:output_type -> redoubt.v1.GetWorkloadResponse
-	7,  // 50: redoubt.v1.FleetService.ListWorkloads:output_type -> redoubt.v1.ListWorkloadsResponse
-	9,  // 51: redoubt.v1.FleetService.StopWorkload:output_type -> redoubt.v1.StopWorkloadResponse
-	11, // 52: redoubt.v1.FleetService.ExplainWorkload:output_type -> redoubt.v1.ExplainWorkloadResponse
-	13, // 53: redoubt.v1.FleetService.ListNodes:output_type -> redoubt.v1.ListNodesResponse
-	15, // 54: redoubt.v1.FleetService.GetNode:output_type -> redoubt.v1.GetNodeResponse
-	17, // 55: redoubt.v1.FleetService.ListSites:output_type -> redoubt.v1.ListSitesResponse
-	19, // 56: redoubt.v1.FleetService.CreateJoinToken:output_type -> redoubt.v1.CreateJoinTokenResponse
-	21, // 57: redoubt.v1.FleetService.ListServers:output_type -> redoubt.v1.ListServersResponse
-	23, // 58: redoubt.v1.FleetService.RemoveServer:output_type -> redoubt.v1.RemoveServerResponse
-	25, // 59: redoubt.v1.FleetService.GetServerInfo:output_type -> redoubt.v1.GetServerInfoResponse
-	27, // 60: redoubt.v1.FleetService.SaveSnapshot:output_type -> redoubt.v1.SaveSnapshotResponse
-	30, // 61: redoubt.v1.FleetService.RenewIdentity:output_type -> redoubt.v1.RenewIdentityResponse
-	32, // 62: redoubt.v1.FleetService.Watch:output_type -> redoubt.v1.WatchResponse
-	35, // 63: redoubt.v1.FleetService.ListEvents:output_type -> redoubt.v1.ListEventsResponse
-	37, // 64: redoubt.v1.FleetService.WatchEvents:output_type -> redoubt.v1.WatchEventsResponse
-	39, // 65: redoubt.v1.FleetService.Logs:output_type -> redoubt.v1.LogsResponse
-	43, // 66: redoubt.v1.FleetService.Exec:output_type -> redoubt.v1.ExecResponse
-	47, // [47:67] is the sub-list for method output_type
-	27, // [27:47] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	57, // 22: redoubt.v1.WatchEventsResponse.events:type_name -> redoubt.v1.Event
+	55, // 23: redoubt.v1.LogsRequest.since:type_name -> google.protobuf.Timestamp
+	54, // 24: redoubt.v1.LogsRequest.since_ago:type_name -> google.protobuf.Duration
+	39, // 25: redoubt.v1.LogsRequest.resume:type_name -> redoubt.v1.LogPosition
+	39, // 26: redoubt.v1.LogsResponse.position:type_name -> redoubt.v1.LogPosition
+	55, // 27: redoubt.v1.LogsResponse.time:type_name -> google.protobuf.Timestamp
+	42, // 28: redoubt.v1.ExecRequest.start:type_name -> redoubt.v1.ExecStart
+	43, // 29: redoubt.v1.ExecRequest.resize:type_name -> redoubt.v1.TerminalSize
+	43, // 30: redoubt.v1.ExecStart.size:type_name -> redoubt.v1.TerminalSize
+	58, // 31: redoubt.v1.ExecStart.env:type_name -> redoubt.v1.EnvVar
+	46, // 32: redoubt.v1.PortForwardRequest.start:type_name -> redoubt.v1.PortForwardStart
+	0,  // 33: redoubt.v1.FleetService.ApplyWorkload:input_type -> redoubt.v1.ApplyWorkloadRequest
+	2,  // 34: redoubt.v1.FleetService.PlanWorkload:input_type -> redoubt.v1.PlanWorkloadRequest
+	4,  // 35: redoubt.v1.FleetService.GetWorkload:input_type -> redoubt.v1.GetWorkloadRequest
+	6,  // 36: redoubt.v1.FleetService.ListWorkloads:input_type -> redoubt.v1.ListWorkloadsRequest
+	8,  // 37: redoubt.v1.FleetService.StopWorkload:input_type -> redoubt.v1.StopWorkloadRequest
+	10, // 38: redoubt.v1.FleetService.ExplainWorkload:input_type -> redoubt.v1.ExplainWorkloadRequest
+	12, // 39: redoubt.v1.FleetService.ListNodes:input_type -> redoubt.v1.ListNodesRequest
+	14, // 40: redoubt.v1.FleetService.GetNode:input_type -> redoubt.v1.GetNodeRequest
+	16, // 41: redoubt.v1.FleetService.ListSites:input_type -> redoubt.v1.ListSitesRequest
+	18, // 42: redoubt.v1.FleetService.CreateJoinToken:input_type -> redoubt.v1.CreateJoinTokenRequest
+	20, // 43: redoubt.v1.FleetService.ListServers:input_type -> redoubt.v1.ListServersRequest
+	22, // 44: redoubt.v1.FleetService.RemoveServer:input_type -> redoubt.v1.RemoveServerRequest
+	24, // 45: redoubt.v1.FleetService.GetServerInfo:input_type -> redoubt.v1.GetServerInfoRequest
+	26, // 46: redoubt.v1.FleetService.SaveSnapshot:input_type -> redoubt.v1.SaveSnapshotRequest
+	29, // 47: redoubt.v1.FleetService.RenewIdentity:input_type -> redoubt.v1.RenewIdentityRequest
+	31, // 48: redoubt.v1.FleetService.Watch:input_type -> redoubt.v1.WatchRequest
+	34, // 49: redoubt.v1.FleetService.ListEvents:input_type -> redoubt.v1.ListEventsRequest
+	36, // 50: redoubt.v1.FleetService.WatchEvents:input_type -> redoubt.v1.WatchEventsRequest
+	38, // 51: redoubt.v1.FleetService.Logs:input_type -> redoubt.v1.LogsRequest
+	41, // 52: redoubt.v1.FleetService.Exec:input_type -> redoubt.v1.ExecRequest
+	45, // 53: redoubt.v1.FleetService.PortForward:input_type -> redoubt.v1.PortForwardRequest
+	1,  // 54: redoubt.v1.FleetService.ApplyWorkload:output_type -> redoubt.v1.ApplyWorkloadResponse
+	3,  // 55: redoubt.v1.FleetService.PlanWorkload:output_type -> redoubt.v1.PlanWorkloadResponse
+	5,  // 56: redoubt.v1.FleetService.GetWorkload:output_type -> redoubt.v1.GetWorkloadResponse
+	7,  // 57: redoubt.v1.FleetService.ListWorkloads:output_type -> redoubt.v1.ListWorkloadsResponse
+	9,  // 58: redoubt.v1.FleetService.StopWorkload:output_type -> redoubt.v1.StopWorkloadResponse
+	11, // 59: redoubt.v1.FleetService.ExplainWorkload:output_type -> redoubt.v1.ExplainWorkloadResponse
+	13, // 60: redoubt.v1.FleetService.ListNodes:output_type -> redoubt.v1.ListNodesResponse
+	15, // 61: redoubt.v1.FleetService.GetNode:output_type -> redoubt.v1.GetNodeResponse
+	17, // 62: redoubt.v1.FleetService.ListSites:output_type -> redoubt.v1.ListSitesResponse
+	19, // 63: redoubt.v1.FleetService.CreateJoinToken:output_type -> redoubt.v1.CreateJoinTokenResponse
+	21, // 64: redoubt.v1.FleetService.ListServers:output_type -> redoubt.v1.ListServersResponse
+	23, // 65: redoubt.v1.FleetService.RemoveServer:output_type -> redoubt.v1.RemoveServerResponse
+	25, // 66: redoubt.v1.FleetService.GetServerInfo:output_type -> redoubt.v1.GetServerInfoResponse
+	27, // 67: redoubt.v1.FleetService.SaveSnapshot:output_type -> redoubt.v1.SaveSnapshotResponse
+	30, // 68: redoubt.v1.FleetService.RenewIdentity:output_type -> redoubt.v1.RenewIdentityResponse
+	32, // 69: redoubt.v1.FleetService.Watch:output_type -> redoubt.v1.WatchResponse
+	35, // 70: redoubt.v1.FleetService.ListEvents:output_type -> redoubt.v1.ListEventsResponse
+	37, // 71: redoubt.v1.FleetService.WatchEvents:output_type -> redoubt.v1.WatchEventsResponse
+	40, // 72: redoubt.v1.FleetService.Logs:output_type -> redoubt.v1.LogsResponse
+	44, // 73: redoubt.v1.FleetService.Exec:output_type -> redoubt.v1.ExecResponse
+	47, // 74: redoubt.v1.FleetService.PortForward:output_type -> redoubt.v1.PortForwardResponse
+	54, // [54:75] is the sub-list for method output_type
+	33, // [33:54] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_v1_control_proto_init() }
@@ -2966,18 +3406,28 @@ func file_redoubt_v1_control_proto_init() {
 		(*SaveSnapshotResponse_Description)(nil),
 		(*SaveSnapshotResponse_Data)(nil),
 	}
-	file_redoubt_v1_control_proto_msgTypes[40].OneofWrappers = []any{
+	file_redoubt_v1_control_proto_msgTypes[41].OneofWrappers = []any{
 		(*ExecRequest_Start)(nil),
 		(*ExecRequest_Stdin)(nil),
 		(*ExecRequest_CloseStdin)(nil),
 		(*ExecRequest_Resize)(nil),
 		(*ExecRequest_Signal)(nil),
 	}
-	file_redoubt_v1_control_proto_msgTypes[43].OneofWrappers = []any{
+	file_redoubt_v1_control_proto_msgTypes[44].OneofWrappers = []any{
 		(*ExecResponse_Stdout)(nil),
 		(*ExecResponse_Stderr)(nil),
 		(*ExecResponse_ExitCode)(nil),
 		(*ExecResponse_Started)(nil),
+	}
+	file_redoubt_v1_control_proto_msgTypes[45].OneofWrappers = []any{
+		(*PortForwardRequest_Start)(nil),
+		(*PortForwardRequest_Data)(nil),
+		(*PortForwardRequest_Close)(nil),
+	}
+	file_redoubt_v1_control_proto_msgTypes[47].OneofWrappers = []any{
+		(*PortForwardResponse_Connected)(nil),
+		(*PortForwardResponse_Data)(nil),
+		(*PortForwardResponse_Close)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2985,7 +3435,7 @@ func file_redoubt_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_redoubt_v1_control_proto_rawDesc), len(file_redoubt_v1_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   44,
+			NumMessages:   48,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
