@@ -2,40 +2,23 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"os"
 	"time"
 
 	"redoubt.dev/redoubt/integration/net/fleet"
-	"redoubt.dev/redoubt/integration/net/topology"
 )
 
 // benchGossip takes a node off the network and waits until the control plane
 // suspects it by the word of its site, and until its session times out.
 func benchGossip(ctx context.Context) (out []figure, err error) {
-	dir, err := os.MkdirTemp(".", ".demo-bench")
-	if err != nil {
-		return nil, err
-	}
-	f, err := fleet.New(fleet.Config{
-		Clone: ".", Binary: "bin/redoubt", Dir: dir, SVIDTTL: time.Hour, Heartbeat: 5 * time.Second,
-		Plan: topology.Plan{Prefix: "rd-bench", Net: 79, Servers: []string{"s1"},
-			Sites: []topology.Site{{Name: "bergen", Nodes: []string{"bergen-1", "bergen-2", "bergen-3", "bergen-4"}}}},
+	err = withFleet(ctx, []string{"s1"}, []string{"bergen-1", "bergen-2", "bergen-3", "bergen-4"}, 5*time.Second, func(f *fleet.Fleet) error {
+		out, err = silence(ctx, f)
+		return err
 	})
-	if err != nil {
-		return nil, err
-	}
-	defer func() {
-		_, downErr := f.Down(ctx)
-		if err == nil {
-			downErr = errors.Join(downErr, f.Clear()) // the logs are of use no more
-		}
-		err = errors.Join(err, downErr, f.Close())
-	}()
-	if err := f.Up(ctx); err != nil {
-		return nil, err
-	}
+	return out, err
+}
+
+func silence(ctx context.Context, f *fleet.Fleet) ([]figure, error) {
 	select {
 	case <-time.After(3 * time.Second): // the pool forms
 	case <-ctx.Done():

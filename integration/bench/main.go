@@ -30,6 +30,10 @@ type figure struct {
 	Peer  string  `json:"peer"`
 	Bound float64 `json:"bound"`
 	Ratio float64 `json:"ratio"`
+	// Low and High bound the ratio with 95 % confidence, where it is of pairs
+	// taken in turn.
+	Low  float64 `json:"low,omitempty"`
+	High float64 `json:"high,omitempty"`
 }
 
 // against makes a figure.
@@ -46,20 +50,24 @@ type benchmark struct {
 	run  func(context.Context) ([]figure, error)
 }
 
-var benchmarks = []benchmark{{"start", benchStart}, {"propose", benchPropose}, {"gossip", benchGossip}}
+var benchmarks = []benchmark{
+	{"start", benchStart}, {"propose", benchPropose}, {"gossip", benchGossip},
+	{"footprint", benchFootprint}, {"cli", benchCLI}, {"latency", benchLatency},
+}
 
 func main() {
 	format := flag.String("o", "", "json, for programs")
+	doc := flag.String("page", "", "write the figures into this `FOLDER` too, as benchmarks.md and benchmarks.svg")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	if err := bench(ctx, os.Stdout, flag.Args(), *format); err != nil {
+	if err := bench(ctx, os.Stdout, flag.Args(), *format, *doc); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func bench(ctx context.Context, w io.Writer, names []string, format string) error {
+func bench(ctx context.Context, w io.Writer, names []string, format, doc string) error {
 	var known []string
 	for _, b := range benchmarks {
 		known = append(known, b.name)
@@ -87,6 +95,9 @@ func bench(ctx context.Context, w io.Writer, names []string, format string) erro
 			break
 		}
 	}
+	if doc != "" {
+		errs = append(errs, page(doc, figures))
+	}
 	return errors.Join(append(errs, show(w, figures, format))...)
 }
 
@@ -99,7 +110,11 @@ func show(w io.Writer, figures []figure, format string) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "NAME\tVALUE\tUNIT\tBOUND OR PEER\tITS VALUE\tRATIO")
 	for _, f := range figures {
-		fmt.Fprintf(t, "%s\t%.4g\t%s\t%s\t%.4g\t%.2f\n", f.Name, f.Value, f.Unit, f.Peer, f.Bound, f.Ratio)
+		sure := ""
+		if f.High > 0 {
+			sure = fmt.Sprintf(" (%.2f to %.2f)", f.Low, f.High)
+		}
+		fmt.Fprintf(t, "%s\t%.4g\t%s\t%s\t%.4g\t%.2f%s\n", f.Name, f.Value, f.Unit, f.Peer, f.Bound, f.Ratio, sure)
 	}
 	return t.Flush()
 }

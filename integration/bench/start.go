@@ -11,15 +11,13 @@ import (
 	"time"
 
 	"redoubt.dev/redoubt/agent/containerd"
-	"redoubt.dev/redoubt/agent/driver"
 	"redoubt.dev/redoubt/deploy/runtimes"
 	"redoubt.dev/redoubt/isolation"
 )
 
-const starts = 15
-
 // benchStart measures how long the driver takes from the call to a running
-// container, under gVisor against runc, image present.
+// container, in turn with containerd's own client and the same specification,
+// image present, and gVisor against runc.
 func benchStart(ctx context.Context) (out []figure, err error) {
 	if os.Getuid() != 0 {
 		return nil, errors.New("needs root")
@@ -71,34 +69,33 @@ func benchStart(ctx context.Context) (out []figure, err error) {
 	if err := daemon.Ready(ready); err != nil {
 		return nil, err
 	}
-	took := map[isolation.Name]time.Duration{}
+	bare, err := bareClient(cfg)
+	if err != nil {
+		return nil, err
+	}
+	defer bare.Close()
+	if _, err := drv.EnsureImage(ctx, image, "", nil); err != nil {
+		return nil, err
+	}
+	p := pairs{drv: drv, bare: bare, namespace: "redoubt-" + string(cfg.Node), image: image}
+	alone := map[isolation.Name]time.Duration{}
 	for _, runtime := range []isolation.Name{"runc", "gvisor"} {
-		if took[runtime], err = startTimes(ctx, drv, runtime, image); err != nil {
+		ours, theirs, err := p.run(ctx, runtime, startPairs, 1)
+		if err != nil {
 			return nil, err
 		}
+		alone[runtime] = median(ours)
+		out = append(out, paired("start of a "+string(runtime)+" container by the driver, median", ours, theirs, "containerd's client with the same specification"))
+		if ours, theirs, err = p.run(ctx, runtime, rounds, together); err != nil {
+			return nil, err
+		}
+		out = append(out, paired(fmt.Sprintf("start of %d %s containers at once", together, runtime), ours, theirs, "containerd's client with the same specifications"))
 	}
-	return []figure{against("start of a gVisor container, median", ms(took["gvisor"]), "ms", "start of a runc container", ms(took["runc"]))}, nil
+	return append(out, against("start of a gVisor container, median", ms(alone["gvisor"]), "ms", "start of a runc container", ms(alone["runc"]))), nil
 }
 
-func startTimes(ctx context.Context, drv *containerd.Driver, runtime isolation.Name, image string) (time.Duration, error) {
-	var took []time.Duration
-	for i := range starts + 1 {
-		ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-		id := driver.ID(fmt.Sprintf("bench-%s-%d", runtime, i))
-		if _, err := drv.EnsureImage(ctx, image, "", nil); err != nil {
-			cancel()
-			return 0, err
-		}
-		begun := time.Now()
-		_, err := drv.Start(ctx, driver.Spec{ID: id, Runtime: runtime, Image: image, Command: []string{"sleep", "60"}})
-		if i > 0 { // the first one warms the page cache
-			took = append(took, time.Since(begun))
-		}
-		err = errors.Join(err, drv.Delete(ctx, id))
-		cancel()
-		if err != nil {
-			return 0, err
-		}
-	}
-	return median(took), nil
-}
+const (
+	startPairs = 50
+	rounds     = 5
+	together   = 10
+)

@@ -1,0 +1,115 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"redoubt.dev/redoubt/cmd/redoubt/workloadfile"
+	"redoubt.dev/redoubt/integration/net/fleet"
+	"redoubt.dev/redoubt/integration/net/topology"
+	redoubtv1 "redoubt.dev/redoubt/proto/redoubt/v1"
+)
+
+// withFleet has a real fleet up while do works: processes in network
+// namespaces, in one site.
+func withFleet(ctx context.Context, servers []string, nodes []string, heartbeat time.Duration, do func(*fleet.Fleet) error) (err error) {
+	dir, err := os.MkdirTemp(".", ".demo-bench")
+	if err != nil {
+		return err
+	}
+	f, err := fleet.New(fleet.Config{
+		Clone: ".", Binary: filepath.Join("bin", "redoubt"), Dir: dir, SVIDTTL: time.Hour, Heartbeat: heartbeat,
+		Plan: topology.Plan{Prefix: "rd-bench", Net: 79, Servers: servers, Sites: []topology.Site{{Name: "bergen", Nodes: nodes}}},
+	})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		_, downErr := f.Down(ctx)
+		if err == nil {
+			downErr = errors.Join(downErr, f.Clear()) // the logs are of use no more
+		}
+		err = errors.Join(err, downErr, f.Close())
+	}()
+	if err := f.Up(ctx); err != nil {
+		return err
+	}
+	return do(f)
+}
+
+// toolbox is a workload that sleeps.
+func toolbox(name string, replicas int) (*redoubtv1.Workload, error) {
+	list, err := workloadfile.Parse(name, fmt.Appendf(nil, `kind: Service
+name: %s
+placement: { sites: [bergen], replicas: %d }
+terminationGracePeriodSeconds: 1
+containers:
+- image: toolbox
+  command: [sleep, "3600"]
+  resources: { requests: { cpu: 10m }, limits: { cpu: 500m, memory: 32Mi } }
+`, name, replicas))
+	if err != nil {
+		return nil, err
+	}
+	return list[0], nil
+}
+
+// pss is the share of memory that is a process's own, bytes: what is shared is
+// divided among those who share it.
+func pss(pid int) (int64, error) {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(data)) {
+		if rest, ok := strings.CutPrefix(line, "Pss:"); ok {
+			kib, err := strconv.ParseInt(strings.Fields(rest)[0], 10, 64)
+			return kib << 10, err
+		}
+	}
+	return 0, fmt.Errorf("process %d: smaps_rollup has no Pss", pid)
+}
+
+// cpuTime is what the threads that a process has now have used so far.
+func cpuTime(pid int) (time.Duration, error) {
+	var sum time.Duration
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
+	if err != nil {
+		return 0, err
+	}
+	for _, t := range threads {
+		if data, err := os.ReadFile(t); err == nil {
+			if ns, err := strconv.ParseInt(strings.Fields(string(data))[0], 10, 64); err == nil {
+				sum += time.Duration(ns)
+			}
+		}
+	}
+	return sum, nil
+}
+
+// processesOf are those whose words have all the given ones in them.
+func processesOf(has ...string) (pids []int) {
+	entries, _ := os.ReadDir("/proc")
+next:
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		line, _ := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
+		words := strings.ReplaceAll(string(line), "\x00", " ")
+		for _, h := range has {
+			if !strings.Contains(words, h) {
+				continue next
+			}
+		}
+		pids = append(pids, pid)
+	}
+	return pids
+}

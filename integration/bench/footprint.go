@@ -1,0 +1,122 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"redoubt.dev/redoubt/integration/net/fleet"
+	redoubtv1 "redoubt.dev/redoubt/proto/redoubt/v1"
+)
+
+// benchFootprint measures what a server and an agent take at rest, and what an
+// instance takes beside its sandbox.
+func benchFootprint(ctx context.Context) (out []figure, err error) {
+	const instances, watched = 5, 30 * time.Second
+	err = withFleet(ctx, []string{"s1", "s2", "s3"}, []string{"bergen-1"}, 5*time.Second, func(f *fleet.Fleet) error {
+		rest := func() error {
+			select {
+			case <-time.After(10 * time.Second):
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		if err := rest(); err != nil {
+			return err
+		}
+		for _, name := range []string{"s1", "bergen-1"} {
+			who, aim := "a server", 60.0
+			if name == "bergen-1" {
+				who, aim = "an agent", 40.0
+			}
+			pid := f.Daemon(name).Pid
+			memory, err := pss(pid)
+			if err != nil {
+				return err
+			}
+			before, err := cpuTime(pid)
+			if err != nil {
+				return err
+			}
+			begun := time.Now()
+			select {
+			case <-time.After(watched):
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+			after, err := cpuTime(pid)
+			if err != nil {
+				return err
+			}
+			out = append(out,
+				against(who+" at rest, PSS", mb(memory), "MB", "the aim (a Nomad client has been seen at 84 MB)", aim),
+				against(who+" at rest, CPU", 100*float64(after-before)/float64(time.Since(begun)), "% of a core", "the aim", 0.2))
+		}
+		agent := f.Daemon("bergen-1").Pid
+		idle, err := pss(agent)
+		if err != nil {
+			return err
+		}
+		w, err := toolbox("many", instances)
+		if err != nil {
+			return err
+		}
+		if err := run(ctx, f, w); err != nil {
+			return err
+		}
+		if err := rest(); err != nil {
+			return err
+		}
+		busy, err := pss(agent)
+		if err != nil {
+			return err
+		}
+		var shims int64
+		pids := processesOf("containerd-shim-runc-v2", "redoubt-bergen-1", "rd-")
+		if len(pids) < instances {
+			return fmt.Errorf("%d shims for %d instances", len(pids), instances)
+		}
+		for _, pid := range pids {
+			m, err := pss(pid)
+			if err != nil {
+				return err
+			}
+			shims += m
+		}
+		out = append(out,
+			against("an instance's shim, PSS", mb(shims)/float64(len(pids)), "MB", "the aim", 8),
+			against("an instance's share of the agent, PSS", mb(busy-idle)/instances, "MB", "a Nomad client, which runs itself again", 28))
+		return nil
+	})
+	return out, err
+}
+
+func mb(n int64) float64 { return float64(n) / 1e6 }
+
+// run applies a workload and waits until all of it runs.
+func run(ctx context.Context, f *fleet.Fleet, w *redoubtv1.Workload) error {
+	if err := f.Call(ctx, func(ctx context.Context, c redoubtv1.FleetServiceClient) error {
+		_, err := c.ApplyWorkload(ctx, &redoubtv1.ApplyWorkloadRequest{Workload: w, CommandId: w.GetName() + time.Now().String()})
+		return err
+	}); err != nil {
+		return err
+	}
+	return f.Until(ctx, time.Minute, w.GetName()+" runs", func(ctx context.Context, c redoubtv1.FleetServiceClient) (string, error) {
+		r, err := c.GetWorkload(ctx, &redoubtv1.GetWorkloadRequest{Namespace: "default", Name: w.GetName()})
+		if err != nil {
+			return "", err
+		}
+		var waiting []string
+		for _, i := range r.GetWorkload().GetStatus().GetInstances() {
+			if p := i.GetStatus().GetPhase(); p != redoubtv1.InstancePhase_INSTANCE_PHASE_RUNNING {
+				waiting = append(waiting, i.GetAssignment().GetInstance()+" is "+p.String())
+			}
+		}
+		if want := int(w.GetPlacement().GetReplicas()); len(r.GetWorkload().GetStatus().GetInstances()) < want {
+			return fmt.Sprintf("%d of %d instances", len(r.GetWorkload().GetStatus().GetInstances()), want), nil
+		}
+		return strings.Join(waiting, "; "), nil
+	})
+}
