@@ -87,6 +87,8 @@ func (l *link) Report() *redoubtv1.Report {
 
 func (l *link) Load() uint32 { return l.load.Load() }
 
+func (l *link) DiskFull() bool { return l.store.DiskFull() }
+
 func (l *link) Renewed(sent time.Duration, term uint64) {
 	l.lease.renew(store.Moment{Boot: l.deps.BootID, At: sent}, term)
 }

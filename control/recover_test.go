@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+
 	"redoubt.dev/redoubt/control/archive"
 	"redoubt.dev/redoubt/identity"
 	redoubtv1 "redoubt.dev/redoubt/proto/redoubt/v1"
@@ -112,7 +114,20 @@ func TestALostMajorityIsRecoveredOnTheSurvivor(t *testing.T) {
 	if _, err := Recover(context.Background(), cfg); !errors.Is(err, ErrStillAnswers) || !strings.Contains(err.Error(), "s1 at ") {
 		t.Fatalf("recovering beside living servers: %v", err)
 	}
+	health := func(want healthpb.HealthCheckResponse_ServingStatus) {
+		t.Helper()
+		client := healthpb.NewHealthClient(c.conn("s1", c.source("")))
+		c.eventually("health of s1 is "+want.String(), func() error {
+			r, err := client.Check(c.ctx(), &healthpb.HealthCheckRequest{Service: "redoubt.v1.FleetService"})
+			if err == nil && r.GetStatus() != want {
+				err = fmt.Errorf("it is %s", r.GetStatus())
+			}
+			return err
+		})
+	}
+	health(healthpb.HealthCheckResponse_SERVING)
 	c.halt("s2")
+	health(healthpb.HealthCheckResponse_NOT_SERVING)
 	c.halt("s1")
 	dry := cfg
 	dry.DryRun = true

@@ -134,6 +134,7 @@ func (n *node) Report() *redoubtv1.Report {
 	return n.report
 }
 func (n *node) Load() uint32         { return 7 }
+func (n *node) DiskFull() bool       { return false }
 func (n *node) Clock() time.Duration { return time.Since(began) + time.Duration(n.suspended.Load()) }
 func (n *node) Renewed(sent time.Duration, _ uint64) {
 	world.Lock()

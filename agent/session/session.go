@@ -45,6 +45,8 @@ type Node interface {
 	Report() *redoubtv1.Report
 	// Load is the used share of memory, thousandths.
 	Load() uint32
+	// DiskFull: what is made durable next may not fit.
+	DiskFull() bool
 	// Renewed: the leader of term acknowledged a heartbeat that was sent when
 	// Clock said sent.
 	Renewed(sent time.Duration, term uint64)

@@ -61,7 +61,10 @@ type Store struct {
 	db   *bolt.DB
 	path string
 
+	reserve *reserve
+
 	mu          sync.Mutex
+	full        bool // the last write found no room
 	meta        meta
 	assignments map[string]*redoubtv1.Assignment
 	facts       map[string]Facts
@@ -78,6 +81,7 @@ func Open(dir, node string) (*Store, error) {
 	}
 	s := &Store{
 		lock: lock, path: filepath.Join(dir, fileName),
+		reserve:     &reserve{path: filepath.Join(dir, reserveFile), size: reserveBytes},
 		assignments: map[string]*redoubtv1.Assignment{},
 		facts:       map[string]Facts{},
 		fleet:       &redoubtv1.FleetUpdate{},
@@ -87,6 +91,7 @@ func Open(dir, node string) (*Store, error) {
 		_ = lock.Release()
 		return nil, err
 	}
+	s.reserve.make()
 	return s, nil
 }
 
@@ -187,8 +192,13 @@ func (s *Store) Close() error {
 // write runs f in a transaction and, once it is on disk, commit, and tells the
 // watchers. The caller holds mu, or is open.
 func (s *Store) write(f func(*bolt.Tx) error, commit func()) error {
-	if err := s.db.Update(f); err != nil {
-		if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+	err := s.db.Update(f)
+	if full(err) && s.reserve.give() {
+		err = s.db.Update(f)
+	}
+	s.full = full(err)
+	if err != nil {
+		if s.full {
 			return fmt.Errorf("write agent store %s: %w: free space on that file system; nothing that was stored is lost", s.path, err)
 		}
 		return fmt.Errorf("write agent store %s: %w", s.path, err)

@@ -183,6 +183,10 @@ func TestFullDiskLosesNothing(t *testing.T) {
 	must(t, syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=1m"))
 	defer syscall.Unmount(dir, 0)
 	s := open(t, dir)
+	s.reserve.size = 128 << 10
+	if s.DiskFull() {
+		t.Error("the disk counts as full at the start")
+	}
 	must(t, s.SaveAssignments(Update{Complete: true, Version: 1, Updated: []*redoubtv1.Assignment{assignment("a", 1)}}))
 	fill, err := os.Create(filepath.Join(dir, "fill"))
 	must(t, err)
@@ -191,7 +195,9 @@ func TestFullDiskLosesNothing(t *testing.T) {
 	}
 	fill.Close()
 	var full error
+	onReserve := false
 	for v := uint64(1); v < 400 && full == nil; v++ {
+		onReserve = onReserve || s.DiskFull()
 		a := assignment("b", v)
 		a.Why = strings.Repeat("x", 64<<10)
 		full = s.SaveAssignments(Update{From: v, Version: v + 1, Updated: []*redoubtv1.Assignment{a}})
@@ -199,9 +205,18 @@ func TestFullDiskLosesNothing(t *testing.T) {
 	if !errors.Is(full, syscall.ENOSPC) || !strings.Contains(full.Error(), "free space") {
 		t.Fatalf("a full disk is reported as: %v", full)
 	}
+	if !onReserve || !s.DiskFull() {
+		t.Errorf("it lived on its reserve: %v; the disk is full: %v", onReserve, s.DiskFull())
+	}
 	version, held := s.Version(), uids(s)
 	must(t, os.Remove(filepath.Join(dir, "fill")))
 	must(t, s.SaveAssignments(Update{From: version, Version: version + 1}))
+	if s.DiskFull() {
+		t.Error("with room again the disk counts as full")
+	}
+	if _, err := os.Stat(filepath.Join(dir, reserveFile)); err != nil {
+		t.Errorf("with room again there is no reserve: %v", err)
+	}
 	must(t, s.Close())
 	s = open(t, dir)
 	defer s.Close()

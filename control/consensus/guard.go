@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
-	"golang.org/x/sys/unix"
 )
 
 const (
@@ -44,6 +43,10 @@ type guard struct {
 	changed func()
 	stop    chan struct{}
 	once    sync.Once
+	// reserve is given back once when the disk is full; nil: none is kept. gave
+	// wakes who makes it anew.
+	reserve *reserve
+	gave    chan struct{} // capacity 1
 
 	// terms serialises writes of the term. mu is a leaf.
 	terms   sync.Mutex
@@ -52,7 +55,7 @@ type guard struct {
 }
 
 func newGuard(s *Storage, log *slog.Logger, changed func()) *guard {
-	return &guard{logs: s.Logs, stable: s.Stable, log: log, changed: changed, stop: make(chan struct{})}
+	return &guard{logs: s.Logs, stable: s.Stable, log: log, changed: changed, stop: make(chan struct{}), gave: make(chan struct{}, 1)}
 }
 
 // close lets go of who waits for the store. Nothing is written afterwards, so
@@ -104,7 +107,17 @@ func (g *guard) write(do func() error) error {
 			return g.note(err)
 		}
 	}
-	return g.note(do())
+	err := do()
+	if full(err) && g.reserve.give() {
+		g.log.Error("the disk is full: this server lives on its reserve until there is room again", "err", err)
+		select {
+		case g.gave <- struct{}{}:
+		default:
+		}
+		g.changed()
+		err = do()
+	}
+	return g.note(err)
 }
 
 func (g *guard) probe() error {
@@ -155,13 +168,16 @@ func (g *guard) SetUint64(key []byte, value uint64) error {
 }
 
 // StoreFailure says why this server's store cannot be written: "disk full", or
-// the error. It is empty while it can.
+// the error; or that it is written on the reserve only. It is empty while all is
+// well.
 func (n *Node) StoreFailure() string {
 	err := n.guard.Failure()
 	switch {
+	case err == nil && n.OnReserve():
+		return onReserve
 	case err == nil:
 		return ""
-	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+	case full(err):
 		return "disk full"
 	}
 	return fmt.Sprint(err)

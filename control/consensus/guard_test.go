@@ -156,7 +156,7 @@ func TestARealFullDisk(t *testing.T) {
 	}()
 	_, trans := raft.NewInmemTransport("at-a")
 	store := state.NewStore()
-	n, err := Open(Config{ServerID: "a", ClusterID: "c1", Dir: filepath.Join(dir, "raft"), Address: "at-a", Transport: trans, Store: store, Logger: quiet()})
+	n, err := Open(Config{ServerID: "a", ClusterID: "c1", Dir: filepath.Join(dir, "raft"), Address: "at-a", Transport: trans, Store: store, Logger: quiet(), Reserve: 256 << 10})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -174,15 +174,19 @@ func TestARealFullDisk(t *testing.T) {
 	if err := os.WriteFile(filler, make([]byte, 4<<20), 0o600); !errors.Is(err, syscall.ENOSPC) {
 		t.Fatalf("the disk is not full: %v", err)
 	}
-	refused := false
-	for i := range 200 {
+	// It lives on its reserve first, and says so; then even that is used up.
+	reserved, refused := false, false
+	for i := range 400 {
+		if n.StoreFailure() == onReserve && n.OnReserve() && leads() {
+			reserved = true
+		}
 		if _, err := n.Propose(within(t, 10*time.Second), role("full-"+user(i), strings.Repeat("x", 200))); err != nil {
 			refused = true
 			break
 		}
 	}
-	if !refused {
-		t.Fatal("a full disk took 200 entries")
+	if !refused || !reserved {
+		t.Fatalf("400 entries on a full disk: refused one: %v, lived on its reserve: %v", refused, reserved)
 	}
 	eventually(t, "it says so", func() bool { return n.StoreFailure() == "disk full" && !leads() })
 	if err := os.Remove(filler); err != nil {
@@ -190,9 +194,10 @@ func TestARealFullDisk(t *testing.T) {
 	}
 	eventually(t, "it leads again", leads)
 	mustPropose(t, m, role("after", "ann"))
-	if n.StoreFailure() != "" {
-		t.Errorf("with room again it says %q", n.StoreFailure())
-	}
+	eventually(t, "with room again all is well, and the reserve there", func() bool {
+		fi, err := os.Stat(filepath.Join(dir, "raft", reserveFile))
+		return n.StoreFailure() == "" && err == nil && fi.Size() == 256<<10
+	})
 }
 
 // What is planned is no error in the log.

@@ -49,6 +49,9 @@ type Config struct {
 	SnapshotEvery, Trailing uint64
 	// MaxInFlight proposals at a time; others wait. Zero: 256.
 	MaxInFlight int
+	// Reserve is the size of the file in Dir that gives room when the disk is
+	// full, bytes. Zero: DefaultReserve; negative: none.
+	Reserve int64
 	// HandOver bounds how long a clean stop waits for leadership to move.
 	// Zero: 5 s.
 	HandOver time.Duration
@@ -92,6 +95,9 @@ func Open(cfg Config) (*Node, error) {
 	if cfg.MaxInFlight == 0 {
 		cfg.MaxInFlight = 256
 	}
+	if cfg.Reserve == 0 {
+		cfg.Reserve = DefaultReserve
+	}
 	if cfg.HandOver == 0 {
 		cfg.HandOver = 5 * time.Second
 	}
@@ -123,6 +129,12 @@ func Open(cfg Config) (*Node, error) {
 		defer n.mu.Unlock()
 		n.broadcast()
 	})
+	if cfg.Storage == nil && cfg.Reserve > 0 {
+		n.guard.reserve = newReserve(cfg.Dir, cfg.Reserve, n.guard.log)
+		if !n.guard.reserve.make() {
+			n.guard.log.Warn("there is no room for the reserve that helps when the disk is full", "bytes", cfg.Reserve)
+		}
+	}
 	return n, nil
 }
 
@@ -200,6 +212,9 @@ func (n *Node) Run(ctx context.Context) error {
 	var watchers sync.WaitGroup
 	watchers.Go(func() { n.watchLeadership(watch, r) })
 	watchers.Go(func() { n.watchLeader(watch, seen) })
+	if n.guard.reserve != nil {
+		watchers.Go(func() { n.watchReserve(watch, r) })
+	}
 
 	<-ctx.Done()
 	n.handOver(r)

@@ -52,6 +52,7 @@ type heard struct {
 	opened    time.Time // its session; zero: not known
 	expires   time.Time // the certificate that it was opened with; zero: not known
 	load      uint32
+	diskFull  bool
 	// proven: when each runtime's canary ran, on this server's clock, by
 	// runtime and variant, as of report generation.
 	proven     map[provenKey]time.Time
@@ -106,6 +107,8 @@ type Word struct {
 	// SVIDExpires is the end of the session's certificate; zero: not known.
 	SVIDExpires time.Time
 	Load        uint32
+	// DiskFull: nothing new can be kept there.
+	DiskFull bool
 	// Report, if the word carries one, ReportAge after the server received it.
 	Report    *isolation.Report
 	ReportAge time.Duration
@@ -144,6 +147,9 @@ func (o *Observed) Hear(w Word, now time.Time) (younger string) {
 	fresh := !n.everHeard || !n.connected || moved
 	n.everHeard, n.connected, n.server, n.opened, n.load = true, true, w.Server, opened, w.Load
 	n.expires = w.SVIDExpires
+	if n.diskFull != w.DiskFull {
+		n.diskFull, fresh = w.DiskFull, true
+	}
 	if !n.suspected.IsZero() && at.After(n.suspected) {
 		n.suspected, n.suspecter = time.Time{}, ""
 		fresh = true
@@ -340,6 +346,9 @@ func (o *Observed) View(node isolation.NodeID, site isolation.SiteID, reported, 
 	case !n.connected:
 		v.State = fleet.NodeSuspect
 		v.Hint = "its session broke"
+	case n.diskFull:
+		v.State = fleet.NodeSuspect
+		v.Hint = "its disk is full: what runs runs on, nothing new goes there until there is room"
 	default:
 		v.State = fleet.NodeReady
 	}

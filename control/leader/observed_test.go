@@ -1,6 +1,7 @@
 package leader
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -103,6 +104,21 @@ func TestGossipMakesSuspectAndTheNodesOwnWordClearsIt(t *testing.T) {
 	// A node cannot accuse itself, and gossip alone never makes one lost.
 	s.o.Suspect("a1", "a1", s.now)
 	s.want("a1", fleet.NodeReady, 0)
+}
+
+func TestANodeWithAFullDiskGetsNothingNewUntilThereIsRoom(t *testing.T) {
+	s := newStory(t)
+	s.hear("a1", "a2")
+	for _, full := range []bool{true, false} {
+		s.o.Hear(Word{Node: "a1", Site: "a", Server: "s1", Connected: true, DiskFull: full}, s.now)
+		want := fleet.NodeReady
+		if full {
+			want = fleet.NodeSuspect
+		}
+		if v := s.view("a1"); v.State != want || full != strings.Contains(v.Hint, "disk is full") {
+			t.Errorf("disk full %v: %v, %q", full, v.State, v.Hint)
+		}
+	}
 }
 
 func TestALeaderThatStoodStillBlamesNobody(t *testing.T) {

@@ -55,7 +55,7 @@ func (a *account) blockers(d demand) (rs []Rejection) {
 	case a.Lost || a.State == fleet.NodeLost:
 		add(CodeLost, "bring the node back", "lost: silent for so long that its work was replaced%s", because)
 	case a.State == fleet.NodeSuspect:
-		add(CodeSuspect, "", "suspected to be gone%s", because)
+		add(CodeSuspect, "", "suspect, so it gets nothing new%s", because)
 	case a.State == fleet.NodeSilent:
 		add(CodeSilent, "look after the node or its link", "silent: no session with a server%s", because)
 	case a.State == fleet.NodeDisconnected:

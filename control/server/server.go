@@ -20,10 +20,13 @@ package server
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -31,11 +34,13 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"redoubt.dev/redoubt/control/consensus"
@@ -210,13 +215,24 @@ func stop(g *grpc.Server) {
 // watchHealth answers NOT_SERVING while no leader is known, the own SVID is
 // about to end, or the store cannot be written.
 func (s *Server) watchHealth(ctx context.Context, hs *health.Server) error {
+	told := ""
 	for {
 		changed := s.consensus.LeaderChanged()
 		st := healthpb.HealthCheckResponse_NOT_SERVING
-		if _, ok := s.leaderRef(); ok && s.identityHealthy(time.Now()) && s.consensus.StoreFailure() == "" {
+		_, led := s.leaderRef()
+		if reason := unhealthy(led, s.identityHealthy(time.Now()), s.consensus.StoreFailure()); reason == "" {
 			st = healthpb.HealthCheckResponse_SERVING
+		} else if reason != told {
+			s.log.Warn("this server is not serving", "reason", reason)
+			told = reason
 		}
-		hs.SetServingStatus("", st)
+		if st == healthpb.HealthCheckResponse_SERVING && told != "" {
+			s.log.Info("this server is serving again")
+			told = ""
+		}
+		for _, service := range []string{"", strings.Trim(fleetService, "/"), strings.Trim(agentService, "/")} {
+			hs.SetServingStatus(service, st)
+		}
 		select {
 		case <-ctx.Done():
 			return nil
@@ -226,12 +242,31 @@ func (s *Server) watchHealth(ctx context.Context, hs *health.Server) error {
 	}
 }
 
+// unhealthy says why a server is not serving; empty: it is.
+func unhealthy(led, identity bool, store string) string {
+	switch {
+	case store != "":
+		return "store: " + store
+	case !identity:
+		return "its own certificate is about to end"
+	case !led:
+		return "no leader is known"
+	}
+	return ""
+}
+
 func (s *Server) identityHealthy(now time.Time) bool {
 	svid, err := s.source.GetX509SVID()
 	if err != nil {
 		return false
 	}
 	leaf := svid.Certificates[0]
+	return validFor(leaf, now)
+}
+
+// validFor tells whether more than a tenth of a certificate's life is left: a
+// server renews at half, so that what has come so far will not renew any more.
+func validFor(leaf *x509.Certificate, now time.Time) bool {
 	return now.Before(leaf.NotAfter.Add(-identity.Lifetime(leaf) / 10))
 }
 
@@ -296,6 +331,9 @@ func sameServer(a, b *redoubtv1.Server) bool {
 // propose makes one entry of ops for a user's call. The client's command id,
 // bound to the caller, makes a repeat harmless.
 func (s *Server) propose(ctx context.Context, commandID string, ops ...*redoubtv1.Operation) ([]*redoubtv1.OperationResult, error) {
+	if s.consensus.OnReserve() && !slices.ContainsFunc(ops, easing) {
+		return nil, status.Errorf(codes.ResourceExhausted, "the disk of server %s is full and it lives on its reserve: nothing new is taken until there is room on it; what runs runs on, and workloads can be stopped", s.cfg.ID)
+	}
 	cmd := leader.NewCommand(ops...)
 	if commandID != "" {
 		if len(commandID) > 64 {
@@ -308,6 +346,15 @@ func (s *Server) propose(ctx context.Context, commandID string, ops ...*redoubtv
 		return nil, toStatus(err)
 	}
 	return r.Results, resultError(r.Results)
+}
+
+// easing tells whether an operation is taken on the reserve too.
+func easing(op *redoubtv1.Operation) bool {
+	switch op.GetOperation().(type) {
+	case *redoubtv1.Operation_StopWorkload, *redoubtv1.Operation_RemoveServer:
+		return true
+	}
+	return false
 }
 
 func timestamp(t time.Time) *timestamppb.Timestamp {

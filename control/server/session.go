@@ -132,6 +132,7 @@ type session struct {
 	last       time.Time // of the last message
 	heartbeat  uint64    // to be acknowledged, 0 if none
 	load       uint32
+	diskFull   bool
 	report     *redoubtv1.Report
 	reportAt   time.Time
 	reportSent bool // to the leader of the present term
@@ -300,7 +301,7 @@ func (a *agentAPI) take(s *session, m *redoubtv1.SessionRequest) error {
 	case *redoubtv1.SessionRequest_Hello:
 		return status.Error(codes.InvalidArgument, "a session has one Hello")
 	case *redoubtv1.SessionRequest_Heartbeat:
-		s.heartbeat, s.load = m.Heartbeat.GetSequence(), m.Heartbeat.GetLoad()
+		s.heartbeat, s.load, s.diskFull = m.Heartbeat.GetSequence(), m.Heartbeat.GetLoad(), m.Heartbeat.GetDiskFull()
 	case *redoubtv1.SessionRequest_Report:
 		r := m.Report.GetReport()
 		if r.GetNode() != s.node {

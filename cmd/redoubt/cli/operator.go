@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -30,8 +31,8 @@ func (a *app) raftListCommand() *cobra.Command {
 				if s.GetReachable() {
 					st, applied = "ready", fmt.Sprint(s.GetAppliedIndex())
 				}
-				if f := s.GetStoreFailure(); f == "disk full" {
-					st = f
+				if f := s.GetStoreFailure(); strings.HasPrefix(f, "disk full") {
+					st = "disk full" // -o wide says how full
 				} else if f != "" {
 					st = "failing" // -o wide says how
 				}

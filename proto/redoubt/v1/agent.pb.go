@@ -471,7 +471,9 @@ type Heartbeat struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Sequence uint64                 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
 	// load is the used share of memory, thousandths.
-	Load          uint32 `protobuf:"varint,2,opt,name=load,proto3" json:"load,omitempty"`
+	Load uint32 `protobuf:"varint,2,opt,name=load,proto3" json:"load,omitempty"`
+	// disk_full: the node's data directory has no room, or only its reserve.
+	DiskFull      bool `protobuf:"varint,3,opt,name=disk_full,json=diskFull,proto3" json:"disk_full,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -518,6 +520,13 @@ func (x *Heartbeat) GetLoad() uint32 {
 		return x.Load
 	}
 	return 0
+}
+
+func (x *Heartbeat) GetDiskFull() bool {
+	if x != nil {
+		return x.DiskFull
+	}
+	return false
 }
 
 // Hint is what a node learned of another by gossip; never believed alone.
@@ -1784,10 +1793,11 @@ const file_redoubt_v1_agent_proto_rawDesc = "" +
 	"\vStatusBatch\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x126\n" +
 	"\bstatuses\x18\x02 \x03(\v2\x1a.redoubt.v1.InstanceStatusR\bstatuses\x12\x1a\n" +
-	"\bcomplete\x18\x03 \x01(\bR\bcomplete\";\n" +
+	"\bcomplete\x18\x03 \x01(\bR\bcomplete\"X\n" +
 	"\tHeartbeat\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x12\n" +
-	"\x04load\x18\x02 \x01(\rR\x04load\"\xc3\x01\n" +
+	"\x04load\x18\x02 \x01(\rR\x04load\x12\x1b\n" +
+	"\tdisk_full\x18\x03 \x01(\bR\bdiskFull\"\xc3\x01\n" +
 	"\x04Hint\x12)\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x15.redoubt.v1.Hint.KindR\x04kind\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12*\n" +

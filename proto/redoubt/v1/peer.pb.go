@@ -159,7 +159,9 @@ type NodeObservation struct {
 	SessionAge *durationpb.Duration `protobuf:"bytes,12,opt,name=session_age,json=sessionAge,proto3" json:"session_age,omitempty"`
 	// svid_expires is the end of the certificate that the session was opened
 	// with. Soft state: it never enters the log. Unset: not known.
-	SvidExpires   *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=svid_expires,json=svidExpires,proto3" json:"svid_expires,omitempty"`
+	SvidExpires *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=svid_expires,json=svidExpires,proto3" json:"svid_expires,omitempty"`
+	// disk_full as the node last said. Soft state.
+	DiskFull      bool `protobuf:"varint,14,opt,name=disk_full,json=diskFull,proto3" json:"disk_full,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -283,6 +285,13 @@ func (x *NodeObservation) GetSvidExpires() *timestamppb.Timestamp {
 		return x.SvidExpires
 	}
 	return nil
+}
+
+func (x *NodeObservation) GetDiskFull() bool {
+	if x != nil {
+		return x.DiskFull
+	}
+	return false
 }
 
 type ObserveRequest struct {
@@ -781,7 +790,7 @@ const file_redoubt_v1_peer_proto_rawDesc = "" +
 	"\arequest\x18\x03 \x01(\fR\arequest\"E\n" +
 	"\x0fForwardResponse\x12\x1a\n" +
 	"\bresponse\x18\x01 \x01(\fR\bresponse\x12\x16\n" +
-	"\x06status\x18\x02 \x01(\fR\x06status\"\xbf\x04\n" +
+	"\x06status\x18\x02 \x01(\fR\x06status\"\xdc\x04\n" +
 	"\x0fNodeObservation\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x121\n" +
 	"\x06silent\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x06silent\x12\x1c\n" +
@@ -798,7 +807,8 @@ const file_redoubt_v1_peer_proto_rawDesc = "" +
 	"\x05hello\x18\v \x01(\v2\x11.redoubt.v1.HelloR\x05hello\x12:\n" +
 	"\vsession_age\x18\f \x01(\v2\x19.google.protobuf.DurationR\n" +
 	"sessionAge\x12=\n" +
-	"\fsvid_expires\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\vsvidExpires\"\x80\x01\n" +
+	"\fsvid_expires\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\vsvidExpires\x12\x1b\n" +
+	"\tdisk_full\x18\x0e \x01(\bR\bdiskFull\"\x80\x01\n" +
 	"\x0eObserveRequest\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\tR\x06server\x121\n" +
 	"\x05nodes\x18\x02 \x03(\v2\x1b.redoubt.v1.NodeObservationR\x05nodes\x12#\n" +
