@@ -272,7 +272,7 @@ func TestEnrolmentThatIsRefusedSaysWhy(t *testing.T) {
 	}{
 		"a second key":   {Enrolment{Token: c.tokenText(), Node: "n1"}, "bound to another key"},
 		"another site":   {Enrolment{Token: c.tokenText(), Node: "n1", Site: "rome"}, "the token is for site oslo"},
-		"no name":        {Enrolment{Token: c.tokenText()}, "--node"},
+		"the host's":     {Enrolment{Token: c.tokenText()}, "bound to another key"},
 		"a bad name":     {Enrolment{Token: c.tokenText(), Node: "N 1"}, "node"},
 		"not a token":    {Enrolment{Token: "hello", Node: "n1"}, "not a join token"},
 		"a cut token":    {Enrolment{Token: c.tokenText()[:40], Node: "n1"}, "join the fleet"},

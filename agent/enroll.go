@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -56,11 +58,25 @@ type Enrolment struct {
 	DataDir string
 	Token   string // a secret
 	// Node and Site are what the node wants to be called; a token may decide.
+	// Without either's word a node is called as its host is.
 	Node, Site string
 	// Servers are enrolment addresses, beside those in the token.
 	Servers []string
 	Dial    DialContext
 	Log     *slog.Logger
+}
+
+// hostName is the host's name without its domain, if a node can be called so.
+func hostName() string {
+	name, err := os.Hostname()
+	if err != nil {
+		return ""
+	}
+	name, _, _ = strings.Cut(strings.ToLower(name), ".")
+	if identity.CheckName(name) != nil {
+		return ""
+	}
+	return name
 }
 
 // Enroll joins the fleet that the token is of. The node's key is made once and
@@ -82,9 +98,12 @@ func Enroll(ctx context.Context, e Enrolment) (Member, error) {
 	if e.Site == "" {
 		e.Site = token.Site
 	}
+	if e.Node == "" {
+		e.Node = hostName()
+	}
 	switch {
 	case e.Node == "":
-		return fail(errors.New("the node has no name; give one with --node"))
+		return fail(errors.New("the host has no name that a node can have; give one with --node"))
 	case token.Name != "" && token.Name != e.Node:
 		return fail(fmt.Errorf("the token is for node %s, this is %s", token.Name, e.Node))
 	case token.Site != "" && token.Site != e.Site:
@@ -124,7 +143,7 @@ func Enroll(ctx context.Context, e Enrolment) (Member, error) {
 	}
 	servers := append(append([]string{}, e.Servers...), token.Addresses...)
 	if len(servers) == 0 {
-		return fail(errors.New("no server is known; give one with --server"))
+		return fail(errors.New("no server is known; give one with --join HOST:7452"))
 	}
 	opts := append(dialOptions(e.Dial), grpc.WithTransportCredentials(attest.PinnedCredentials(token.TrustDomain, token.Pins)))
 	var resp *redoubtv1.EnrollNodeResponse

@@ -82,6 +82,13 @@ func readSettings(dir string) (settings, error) {
 	return s, nil
 }
 
+// Member says which server of which trust domain dir belongs to; an error that
+// is fs.ErrNotExist says that it is nobody's yet.
+func Member(dir string) (id, trustDomain string, err error) {
+	s, err := readSettings(dir)
+	return s.ID, s.TrustDomain, err
+}
+
 func (s settings) write(dir string) error {
 	data, err := json.MarshalIndent(s, "", "  ")
 	if err != nil {
@@ -112,6 +119,9 @@ type Config struct {
 	Timing      leader.Timing    // zero: leader.DefaultTiming
 	Raft        consensus.Timing // zero: consensus.DefaultTiming
 	Log         *slog.Logger
+	// Started, if set, is called once the server has its log and listens; it may
+	// know no leader for long yet.
+	Started func()
 	// Ready, if set, is called once the server knows a leader.
 	Ready func()
 }
@@ -210,6 +220,9 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	case <-node.Started():
 	case err := <-raftDone:
 		return errors.Join(err, listeners[0].Close(), listeners[2].Close())
+	}
+	if cfg.Started != nil {
+		cfg.Started()
 	}
 
 	g, gctx := errgroup.WithContext(ctx)

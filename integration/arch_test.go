@@ -70,6 +70,8 @@ var rooms = []struct {
 	{"agent/driver/fake", []string{"agent/driver", "agent/image", "isolation"}},
 
 	{"deploy/runtimes", []string{"deploy/runtimes"}},
+	{"deploy/systemd", []string{"deploy/systemd"}},
+	{"deploy/install", []string{"deploy/install", "deploy/systemd"}},
 	{"deploy/node", []string{"deploy/node", "deploy/runtimes", "agent", "isolation", "identity", "proto"}},
 	{"deploy/dev", nil},
 	{"cmd", nil},

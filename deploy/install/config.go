@@ -78,11 +78,16 @@ func lacks(have, give Settings) (out []string) {
 	return out
 }
 
-func plainValue(v []string) any {
-	if len(v) == 1 {
-		return v[0]
+// plainValue writes numbers and words without quotes, as a person would.
+func plainValue(v []string) *yaml.Node {
+	list := &yaml.Node{Kind: yaml.SequenceNode}
+	for _, s := range v {
+		list.Content = append(list.Content, &yaml.Node{Kind: yaml.ScalarNode, Value: s})
 	}
-	return v
+	if len(v) == 1 {
+		return list.Content[0]
+	}
+	return list
 }
 
 // render writes a configuration with the line by which it is known to be

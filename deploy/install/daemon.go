@@ -98,7 +98,7 @@ func Install(ctx context.Context, o Options) ([]Step, error) {
 		return p.steps, p.err
 	}
 	command := func(note string, args ...string) {
-		p.steps = append(p.steps, Action("systemctl "+strings.Join(args, " "), note, func(ctx context.Context) error {
+		p.steps = append(p.steps, Action(Run, "systemctl "+strings.Join(args, " "), note, func(ctx context.Context) error {
 			_, err := o.Systemctl(ctx, args...)
 			return err
 		}))
@@ -127,7 +127,7 @@ func Uninstall(ctx context.Context, o Options) ([]Step, error) {
 	add := func(s ...Step) { steps = append(steps, s...) }
 	there := o.There(unitPath)
 	if o.Systemctl != nil && there {
-		add(Action("systemctl disable --now "+o.Daemon.Unit, "", func(ctx context.Context) error {
+		add(Action(Run, "systemctl disable --now "+o.Daemon.Unit, "", func(ctx context.Context) error {
 			_, err := o.Systemctl(ctx, "disable", "--now", o.Daemon.Unit)
 			return err
 		}))
@@ -137,7 +137,7 @@ func Uninstall(ctx context.Context, o Options) ([]Step, error) {
 	}
 	add(o.Absent(unitPath))
 	if o.Systemctl != nil && there {
-		add(Action("systemctl daemon-reload", "", func(ctx context.Context) error {
+		add(Action(Run, "systemctl daemon-reload", "", func(ctx context.Context) error {
 			_, err := o.Systemctl(ctx, "daemon-reload")
 			return err
 		}))
@@ -160,6 +160,11 @@ func Uninstall(ctx context.Context, o Options) ([]Step, error) {
 			}
 		}
 		add(o.Absent(Program))
+		for _, dir := range pageDirs {
+			if o.There(dir) {
+				add(o.AbsentIfEmpty(dir))
+			}
+		}
 	}
 	add(o.AbsentIfEmpty(ConfigDir), o.AbsentIfEmpty(DataDir))
 	return steps, ctx.Err()
@@ -175,6 +180,14 @@ const (
 
 // PagePatterns are the files that Options.Pages may hold.
 var PagePatterns = []string{ManDir + "/redoubt.1", ManDir + "/redoubt-*.1", Bash, Zsh, Fish}
+
+// pageDirs are the directories of pages, inner ones first, that an install may
+// have had to make.
+var pageDirs = []string{
+	ManDir, "/usr/local/share/bash-completion/completions", "/usr/local/share/bash-completion",
+	"/usr/local/share/zsh/site-functions", "/usr/local/share/zsh",
+	"/usr/local/share/fish/vendor_completions.d", "/usr/local/share/fish",
+}
 
 // planner gathers steps until the first that cannot be planned.
 type planner struct {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -94,7 +95,7 @@ func TestAnInstallIsWholeAndASecondChangesNothing(t *testing.T) {
 
 func TestAPlanAloneTouchesNothing(t *testing.T) {
 	o := host(t)
-	o.Join = &Step{Verb: Do, What: "join", do: func(context.Context) error { return errors.New("it was done") }}
+	o.Join = &Step{Verb: "join", What: "a fleet", do: func(context.Context) error { return errors.New("it was done") }}
 	if _, err := Install(t.Context(), o); err != nil {
 		t.Fatal(err)
 	}
@@ -176,6 +177,23 @@ func TestTheOperatorsConfigurationIsKept(t *testing.T) {
 	}
 }
 
+func TestSettingsAreReadAsTheyWereWritten(t *testing.T) {
+	give := Settings{
+		"a": {"0"}, "b": {"true"}, "c": {"5s"}, "d": {"x: y # z"}, "e": {"- a", "{b}", "'c"}, "f": {""}, "g": {"two\nlines"}, "h": {"~"}, "i": {"@x", "%y", "&z"},
+	}
+	text, err := render("about\n", give)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := parseSettings(text)
+	if err != nil || !reflect.DeepEqual(got, give) {
+		t.Errorf("read as %v, %v of\n%s", got, err, text)
+	}
+	if !untouched(text) || untouched(append(text, '\n')) || untouched([]byte("a: 1\n")) {
+		t.Error("a changed file counts as untouched, or the other way round")
+	}
+}
+
 func TestAnUninstallLeavesNothing(t *testing.T) {
 	o := host(t)
 	install(t, o)
@@ -205,7 +223,7 @@ func TestAnUninstallLeavesNothing(t *testing.T) {
 		t.Errorf("beside a server a purge left %q", tree(t, o.Root))
 	}
 	uninstall(both)
-	if got := tree(t, o.Root); got != nil || o.There(ConfigDir) || o.There(DataDir) {
+	if got := tree(t, o.Root); got != nil || o.There(ConfigDir) || o.There(DataDir) || o.There(ManDir) {
 		t.Errorf("it left %q", got)
 	}
 	uninstall(both) // again, with nothing there

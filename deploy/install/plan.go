@@ -32,7 +32,7 @@ const (
 	Keep    Verb = "keep" // not as it would be written, and left so
 	Same    Verb = "same" // as it should be
 	Remove  Verb = "remove"
-	Do      Verb = "run"
+	Run     Verb = "run" // a command
 )
 
 // Step is one thing that is done, or was found to need nothing.
@@ -51,8 +51,8 @@ type Step struct {
 func (s Step) Changes() bool { return s.do != nil }
 
 // Action is a step that the caller does.
-func Action(what, note string, do func(context.Context) error) Step {
-	return Step{Verb: Do, What: what, Note: note, do: do}
+func Action(verb Verb, what, note string, do func(context.Context) error) Step {
+	return Step{Verb: verb, What: what, Note: note, do: do}
 }
 
 // Apply does the steps, telling of each after it is done.

@@ -64,6 +64,39 @@ type Config struct {
 	ProbeEvery                  time.Duration
 	Version                     string
 	Log                         *slog.Logger
+	// Ready, if set, is called once the node has its identity and its host, and
+	// begins to work: it may have no session for long yet.
+	Ready func(agent.Member)
+}
+
+// Join enrols the node if it has not joined yet, and says who it is. It tries
+// until ctx ends, or the fleet refuses.
+func Join(ctx context.Context, cfg Config) (agent.Member, error) {
+	if err := cfg.settle(); err != nil {
+		return agent.Member{}, err
+	}
+	return join(ctx, cfg)
+}
+
+func join(ctx context.Context, cfg Config) (agent.Member, error) {
+	member, err := agent.Enrolled(cfg.DataDir)
+	switch {
+	case err == nil && cfg.Node != "" && cfg.Node != member.Node:
+		return member, fmt.Errorf("%s belongs to node %s, not %s: give this one another --data-dir", cfg.DataDir, member.Node, cfg.Node)
+	case err == nil && cfg.Site != "" && cfg.Site != member.Site:
+		return member, fmt.Errorf("node %s is enrolled at site %s, not %s: enrol it again with a token that names it", member.Node, member.Site, cfg.Site)
+	case errors.Is(err, agent.ErrNotEnrolled) && cfg.Token != "":
+		// An id that this machine has already is not worth a token.
+		if cfg.Node != "" && cfg.Driver != DriverFake && os.Geteuid() == 0 {
+			if err := agent.NodeFree(cfg.Node, cfg.DataDir); err != nil {
+				return member, err
+			}
+		}
+		return agent.Enroll(ctx, agent.Enrolment{
+			DataDir: cfg.DataDir, Token: cfg.Token, Node: cfg.Node, Site: cfg.Site, Servers: cfg.Join, Log: cfg.Log,
+		})
+	}
+	return member, err
 }
 
 // Run enrols the node if it has not joined yet, and runs its agent until ctx
@@ -72,23 +105,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err := cfg.settle(); err != nil {
 		return err
 	}
-	member, err := agent.Enrolled(cfg.DataDir)
-	switch {
-	case err == nil && cfg.Node != "" && cfg.Node != member.Node:
-		return fmt.Errorf("%s belongs to node %s, not %s: give this one another --data-dir", cfg.DataDir, member.Node, cfg.Node)
-	case err == nil && cfg.Site != "" && cfg.Site != member.Site:
-		return fmt.Errorf("node %s is enrolled at site %s, not %s: enrol it again with a token that names it", member.Node, member.Site, cfg.Site)
-	case errors.Is(err, agent.ErrNotEnrolled) && cfg.Token != "":
-		// An id that this machine has already is not worth a token.
-		if cfg.Node != "" && cfg.Driver != DriverFake && os.Geteuid() == 0 {
-			if err := agent.NodeFree(cfg.Node, cfg.DataDir); err != nil {
-				return err
-			}
-		}
-		member, err = agent.Enroll(ctx, agent.Enrolment{
-			DataDir: cfg.DataDir, Token: cfg.Token, Node: cfg.Node, Site: cfg.Site, Servers: cfg.Join, Log: cfg.Log,
-		})
-	}
+	member, err := join(ctx, cfg)
 	if err != nil {
 		return err
 	}
@@ -109,6 +126,9 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	}, agent.Deps{Host: host, Identity: disk, Log: cfg.Log})
 	if err != nil {
 		return err
+	}
+	if cfg.Ready != nil {
+		cfg.Ready(member)
 	}
 	return a.Run(ctx)
 }

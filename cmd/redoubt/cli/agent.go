@@ -1,15 +1,19 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"redoubt.dev/redoubt/agent"
+	"redoubt.dev/redoubt/control"
+	"redoubt.dev/redoubt/deploy/install"
 	"redoubt.dev/redoubt/deploy/node"
 )
 
@@ -17,7 +21,16 @@ import (
 const DefaultAgentDir = "/var/lib/redoubt/agent"
 
 func (a *app) agentCommand() *cobra.Command {
-	c := &cobra.Command{
+	c, _ := a.agentVerb()
+	a.daemon(c)
+	c.AddCommand(a.agentInstallCommand(), a.uninstallCommand(install.Agent), a.agentRemoveCommand())
+	return c
+}
+
+// agentVerb is the verb with its own flags alone, and what reads them into a
+// configuration: whether or not the node has joined, or has yet to with a token.
+func (a *app) agentVerb() (c *cobra.Command, settle func(mayJoin bool) (node.Config, error)) {
+	c = &cobra.Command{
 		Use: "agent", Short: "Run this host's agent", Args: nounArgs,
 		Long: "Proves which isolation this host delivers, and runs what the fleet assigns to\nit. The first start needs a token of `redoubt node join-token`. It only dials\nout. Stopping it leaves containers running; the next start adopts them.",
 	}
@@ -26,9 +39,8 @@ func (a *app) agentCommand() *cobra.Command {
 	f.StringVar(&cfg.DataDir, "data-dir", DefaultAgentDir, "the agent's data `DIR`ectory")
 	f.StringVar(&cfg.Node, "node", "", "this node's `NAME` (default: the token's, or the host's)")
 	f.StringVar(&cfg.Site, "site", "", "the node's `SITE`: hosts that reach each other (default: the token's)")
-	f.StringSliceVar(&cfg.Join, "join", nil, "`HOST:PORT` of servers' first contact (default: those in the token)")
-	token := f.String("token", "", "the join token; other users of this host may see it, so rather use --token-file")
-	file := f.String("token-file", "", "`FILE` that holds the join token; - is standard input")
+	f.StringSliceVar(&cfg.Join, "join", nil, "`HOST[:PORT]` of servers' first contact, port 7452 (default: those in the token)")
+	token, file := tokenFlags(f)
 	address := f.String("address", "", "`IP` that the site's other agents reach this one at (default: the one towards a server)")
 	port := f.Int("gossip-port", node.GossipPort, "port of the site's gossip; 0: no gossip")
 	f.StringVar(&cfg.Runtimes, "runtimes", node.RuntimesCarried, "carried: those in this program; host: those on PATH")
@@ -39,18 +51,27 @@ func (a *app) agentCommand() *cobra.Command {
 	f.DurationVar(&cfg.ProbeEvery, "probe-every", agent.DefaultProbeEvery, "how often runtimes are proven again")
 	f.StringToStringVar(&cfg.Labels, "label", nil, "`KEY=VALUE` of the node")
 	f.StringVar(&cfg.Driver, "driver", node.DriverContainerd, "containerd, or fake: in memory, for trying the control plane; proves nothing")
+	settle = func(mayJoin bool) (node.Config, error) {
+		err := a.finishAgent(&cfg, *address, *port)
+		if err == nil && mayJoin {
+			err = a.memberOrToken(&cfg, *token, *file)
+		}
+		return cfg, err
+	}
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		if err := a.finishAgent(&cfg, *token, *file, *address, *port); err != nil {
+		cfg, err := settle(true)
+		if err != nil {
 			return err
 		}
-		return node.Run(c.Context(), cfg)
+		return a.supervised(c.Context(), func(ctx context.Context, ready func(string)) error {
+			cfg.Ready = func(m agent.Member) { ready("node " + m.Node + " of site " + m.Site) }
+			return node.Run(ctx, cfg)
+		})
 	}
-	a.daemon(c)
-	c.AddCommand(a.agentRemoveCommand())
-	return c
+	return c, settle
 }
 
-func (a *app) finishAgent(cfg *node.Config, token, file, address string, port int) (err error) {
+func (a *app) finishAgent(cfg *node.Config, address string, port int) error {
 	cfg.Version, cfg.Log = Version, a.log
 	if cfg.Driver != node.DriverContainerd && cfg.Driver != node.DriverFake {
 		return fmt.Errorf("--driver %q is neither containerd nor fake", cfg.Driver)
@@ -67,6 +88,22 @@ func (a *app) finishAgent(cfg *node.Config, token, file, address string, port in
 			cfg.GossipBind = net.JoinHostPort("0.0.0.0", fmt.Sprint(port))
 		}
 	}
+	for i, server := range cfg.Join {
+		cfg.Join[i] = withPort(server, control.PortEnroll)
+	}
+	return nil
+}
+
+// withPort adds a port to an address that has none.
+func withPort(address string, port int) string {
+	if _, _, err := net.SplitHostPort(address); err == nil {
+		return address
+	}
+	return net.JoinHostPort(strings.Trim(address, "[]"), fmt.Sprint(port))
+}
+
+// memberOrToken finds out whether the node has joined, else takes the token.
+func (a *app) memberOrToken(cfg *node.Config, token, file string) (err error) {
 	_, err = agent.Enrolled(cfg.DataDir)
 	if err == nil {
 		return nil // the token's work is done
@@ -96,7 +133,7 @@ func (a *app) agentRemoveCommand() *cobra.Command {
 			return err
 		}
 		cfg.Log = a.log
-		return node.Remove(c.Context(), cfg)
+		return removeNode(c.Context(), cfg)
 	}
 	a.daemon(c)
 	return c

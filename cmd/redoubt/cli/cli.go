@@ -17,6 +17,7 @@ import (
 
 	"redoubt.dev/redoubt/cmd/redoubt/workloadfile"
 	"redoubt.dev/redoubt/control/fleet"
+	"redoubt.dev/redoubt/deploy/systemd"
 )
 
 // Version is what was built; the Makefile sets it.
@@ -41,13 +42,15 @@ type Env struct {
 	Getenv func(string) string
 	// DevContext is where `redoubt dev` leaves its context.
 	DevContext string
+	// Notify tells systemd of a daemon that it started; nil tells nobody.
+	Notify *systemd.Notifier
 }
 
 // Process is the Env of this process.
 func Process() Env {
 	return Env{
 		Args: os.Args[1:], Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
-		Getenv: os.Getenv, DevContext: "/run/redoubt/dev/context",
+		Getenv: os.Getenv, DevContext: "/run/redoubt/dev/context", Notify: systemd.FromEnvironment(),
 	}
 }
 
@@ -180,7 +183,7 @@ func (a *app) root() *cobra.Command {
 				a.snapshotSaveCommand(), a.snapshotInspectCommand(), a.snapshotRestoreCommand())),
 		noun("context", "Which fleet the commands talk to", nil, a.contextListCommand(), a.contextUseCommand(), a.contextAddCommand()))
 	group("host", a.hostCommands()...)
-	group("self", a.versionCommand())
+	group("self", a.versionCommand(), a.docsCommand())
 	root.SetHelpCommandGroupID("self")
 	root.SetCompletionCommandGroupID("self")
 	root.InitDefaultCompletionCmd(a.Args...)

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"golang.org/x/sync/errgroup"
 	"gopkg.in/yaml.v3"
 
 	words "redoubt.dev/redoubt/control/fleet"
@@ -29,8 +31,7 @@ var secretFlags = []string{"token", "token-file"}
 // go before the environment, that before the file.
 func (a *app) daemon(c *cobra.Command) *cobra.Command {
 	file := c.Flags().String("config", "", "YAML `FILE` whose keys are the names of these flags (REDOUBT_CONFIG)")
-	level := c.Flags().String("log-level", "info", "debug, info, warn or error")
-	format := c.Flags().String("log-format", "text", "text or json")
+	level, format := logFlags(c.Flags())
 	run := c.RunE
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if err := a.configure(c.Flags(), *file); err != nil {
@@ -44,6 +45,12 @@ func (a *app) daemon(c *cobra.Command) *cobra.Command {
 		return run(c, args)
 	}
 	return c
+}
+
+func logFlags(fs *pflag.FlagSet) (level, format *string) {
+	level = fs.String("log-level", "info", "debug, info, warn or error")
+	format = fs.String("log-format", "text", "text or json")
+	return level, format
 }
 
 func (a *app) logger(level, format string) (*slog.Logger, error) {
@@ -182,13 +189,41 @@ func (a *app) secretFile(path string) (string, error) {
 	return strings.TrimSpace(string(data)), nil
 }
 
-// joinToken is the token that --token-file or --token gives.
+// joinToken is the token that --token-file or --token gives; - is standard
+// input for both.
 func (a *app) joinToken(token, file string) (string, error) {
 	switch {
 	case token != "" && file != "":
 		return "", errors.New("give --token or --token-file, not both")
+	case token == "-":
+		return a.secretFile(token)
 	case file != "":
 		return a.secretFile(file)
 	}
 	return token, nil
+}
+
+// tokenFlags are the ways to give a join token.
+func tokenFlags(fs *pflag.FlagSet) (token, file *string) {
+	token = fs.String("token", "", "the join `TOKEN`; other users of this host can see it while this runs, and the shell remembers it, so rather use --token-file; - is standard input")
+	file = fs.String("token-file", "", "`FILE` that holds the join token; - is standard input")
+	return token, file
+}
+
+// supervised runs a daemon and tells the supervisor that started it how it is.
+// The daemon calls ready itself.
+func (a *app) supervised(ctx context.Context, run func(ctx context.Context, ready func(status string)) error) error {
+	alive, stop := context.WithCancel(ctx)
+	var g errgroup.Group
+	g.Go(func() error { return a.Notify.Run(alive) })
+	err := run(ctx, func(status string) {
+		if err := a.Notify.Ready(status); err != nil {
+			a.log.Warn("the supervisor is not told that this is ready", "err", err)
+		}
+	})
+	stop()
+	if told := g.Wait(); err == nil && told != nil {
+		a.log.Warn("the supervisor is not told that this ends", "err", told)
+	}
+	return err
 }

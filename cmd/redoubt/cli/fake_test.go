@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"path/filepath"
 	"slices"
@@ -396,8 +397,8 @@ func (s fakeServer) GetNode(_ context.Context, req *redoubtv1.GetNodeRequest) (*
 	for _, n := range s.nodes.GetNodes() {
 		if n.GetId() == req.GetId() {
 			resp := &redoubtv1.GetNodeResponse{Node: n}
-			for _, w := range s.workloads {
-				for _, i := range w.GetStatus().GetInstances() {
+			for _, name := range slices.Sorted(maps.Keys(s.workloads)) {
+				for _, i := range s.workloads[name].GetStatus().GetInstances() {
 					if i.GetAssignment().GetNode() == n.GetId() {
 						resp.Instances = append(resp.Instances, i)
 					}

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -11,12 +12,21 @@ import (
 
 	"redoubt.dev/redoubt/control"
 	"redoubt.dev/redoubt/control/leader"
+	"redoubt.dev/redoubt/deploy/install"
 )
 
 // DefaultServerDir is a server's data directory.
 const DefaultServerDir = "/var/lib/redoubt/server"
 
 func (a *app) serverCommand() *cobra.Command {
+	c := a.serverVerb()
+	a.daemon(c)
+	c.AddCommand(a.serverInitCommand(), a.serverJoinCommand(), a.serverRecoverCommand(), a.serverAdminCommand(), a.serverInstallCommand(), a.uninstallCommand(install.Server))
+	return c
+}
+
+// serverVerb is the verb with its own flags alone.
+func (a *app) serverVerb() *cobra.Command {
 	c := &cobra.Command{
 		Use: "server", Short: "Run a control server", Args: nounArgs,
 		Long: "Runs the control server of a data directory that `redoubt server init` or\n`redoubt server join` has made. SIGTERM hands leadership over and stops it.\nOne that was removed from the fleet says so and ends with exit code 4.",
@@ -41,15 +51,16 @@ func (a *app) serverCommand() *cobra.Command {
 		cfg.Timing.LostMargin = max(cfg.Timing.SilentAfter, 5*time.Second)
 		cfg.Version, cfg.Log = Version, a.log
 		cfg.Ready = func() { a.log.Info("serving") }
-		err := control.Run(c.Context(), cfg)
+		err := a.supervised(c.Context(), func(ctx context.Context, ready func(string)) error {
+			cfg.Started = func() { ready("listening") }
+			return control.Run(ctx, cfg)
+		})
 		if errors.Is(err, control.ErrRemoved) {
 			// Its supervisor must tell this from a failure: a restart is no use.
 			return exitCode{exitRemoved, err}
 		}
 		return err
 	}
-	a.daemon(c)
-	c.AddCommand(a.serverInitCommand(), a.serverJoinCommand(), a.serverRecoverCommand(), a.serverAdminCommand())
 	return c
 }
 
@@ -136,8 +147,7 @@ func (a *app) serverJoinCommand() *cobra.Command {
 	f.StringVar(&cfg.Dir, "data-dir", DefaultServerDir, "the server's data `DIR`ectory")
 	f.StringVar(&cfg.ID, "id", "", "this server's `NAME` (default: the host's)")
 	f.StringSliceVar(&cfg.Servers, "join", nil, "`HOST:PORT` of servers' first contact (default: those in the token)")
-	token := f.String("token", "", "the join token; other users of this host may see it, so rather use --token-file")
-	file := f.String("token-file", "", "`FILE` that holds the join token; - is standard input")
+	token, file := tokenFlags(f)
 	addresses := addressFlags(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		at, err := addresses()

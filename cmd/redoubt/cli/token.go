@@ -46,23 +46,16 @@ func (a *app) joinTokenCommand() *cobra.Command {
 			} else if _, err := fmt.Fprintln(a.Stdout, resp.GetToken()); err != nil {
 				return err
 			}
-			name := *node
-			if name == "" {
-				name = "NAME"
-			}
-			a.say("It is good for %s. On the host:", age(time.Until(resp.GetExpires().AsTime())))
+			a.say("It is good for %s. Copy it and this program to the host, and there:", age(time.Until(resp.GetExpires().AsTime())))
 			if *role == "server" {
-				a.say("  redoubt server join --data-dir /var/lib/redoubt/server --id %s --address IP --token-file %s", name, where)
-				a.say("  redoubt server --data-dir /var/lib/redoubt/server")
+				a.say("  sudo ./redoubt server install --address IP --token-file %s", where)
 				return nil
 			}
-			flags := " --node " + name
+			flags := ""
 			if *site == "" {
-				flags += " --site SITE"
-			} else {
-				flags += " --site " + *site
+				flags = " --site SITE"
 			}
-			a.say("  redoubt agent --data-dir /var/lib/redoubt/agent%s --token-file %s", flags, where)
+			a.say("  sudo ./redoubt agent install%s --token-file %s", flags, where)
 			return nil
 		})
 	}
