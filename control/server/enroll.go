@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"errors"
+	"slices"
 	"strings"
 	"time"
 
@@ -72,6 +73,11 @@ func (s *enrollAPI) EnrollNode(ctx context.Context, req *redoubtv1.EnrollNodeReq
 	if err != nil {
 		return nil, status.Errorf(codes.InvalidArgument, "enrol: %v", err)
 	}
+	if here := s.store.Snapshot(); !has(here, name) {
+		if err := room("nodes", len(here.Nodes(nil)), MaxNodes); err != nil {
+			return nil, err
+		}
+	}
 	if !s.authority.Active() {
 		return nil, status.Error(codes.Unavailable, "this server's authority is not in the trust bundle yet; try again or use another server")
 	}
@@ -91,6 +97,11 @@ func (s *enrollAPI) EnrollNode(ctx context.Context, req *redoubtv1.EnrollNodeReq
 		Certificates: raw(chain), Bundle: bundleOf(view), Servers: servers, EnrollServers: enroll,
 		Node: name, Site: site, ClusterId: view.Cluster().ID,
 	}, nil
+}
+
+func has(view *state.View, node string) bool {
+	_, ok := view.Node(nil, isolation.NodeID(node))
+	return ok
 }
 
 // EnrollServer admits a control server by a join token: its authority joins the
@@ -115,6 +126,11 @@ func (s *enrollAPI) EnrollServer(ctx context.Context, req *redoubtv1.EnrollServe
 		TokenID: token.ID, Secret: token.Secret, KeyHash: keyHash, Role: identity.KindServer, Name: id,
 	}, time.Now()); err != nil {
 		return nil, refusedEnrolment(err)
+	}
+	if here := s.store.Snapshot(); !slices.ContainsFunc(here.Servers(nil), func(v *fleet.Server) bool { return v.ID == id }) {
+		if n := len(here.Servers(nil)); n >= MaxServers {
+			return nil, status.Errorf(codes.ResourceExhausted, "the fleet has %d servers, and more would only make each change slower: remove one first (`redoubt operator raft remove`)", n)
+		}
 	}
 	if err := s.proposeHere(ctx, &redoubtv1.Operation{Operation: &redoubtv1.Operation_BindToken{BindToken: &redoubtv1.BindToken{
 		Id: token.ID, SecretHash: secretHash(token.Secret), KeyHash: keyHash, Server: req.GetServer(),
@@ -303,6 +319,9 @@ func (s *fleetAPI) CreateJoinToken(ctx context.Context, req *redoubtv1.CreateJoi
 		return nil, status.Errorf(codes.InvalidArgument, "ttl %s: a join token lives between 1m and 720h", ttl)
 	}
 	view := s.store.Snapshot()
+	if err := room("join tokens", len(view.Tokens(nil)), MaxTokens); err != nil {
+		return nil, err
+	}
 	t := attest.Token{
 		ID: attest.NewTokenID(), Secret: attest.NewSecret(), TrustDomain: s.td, Role: kind,
 		Name: req.GetNode(), Site: req.GetSite(), Expires: time.Now().Add(ttl).Truncate(time.Second),

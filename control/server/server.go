@@ -35,10 +35,8 @@ import (
 	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
-	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -53,22 +51,10 @@ import (
 )
 
 const (
-	// maxMessage bounds one message of any call, bytes.
-	maxMessage = 4 << 20
-	// maxAnswer bounds what this server says in one message: all assignments of
-	// a node at once, or a list. Agents and the command line take as much.
-	maxAnswer = 64 << 20
-	// maxStreams bounds the calls at once on one connection.
-	maxStreams = 256
-	// streamWindow is what a server takes in of one stream before it is read, and
-	// connWindow of one connection before it is looked at.
-	streamWindow, connWindow = 128 << 10, 1 << 20
 	// stopGrace is how long calls may take to end on a clean stop.
 	stopGrace = 3 * time.Second
 	// watchEvery merges changes for those who watch.
 	watchEvery = 200 * time.Millisecond
-	// enrolmentsPerSecond bounds first contacts of all callers together.
-	enrolmentsPerSecond, enrolmentBurst = 50, 200
 )
 
 // Config is what a server is told.
@@ -112,6 +98,8 @@ type Server struct {
 	challenger     *attest.Challenger
 	enrollRate     *rate.Limiter
 	fleetAPI       *fleetAPI
+	admission      *admission
+	refusals       *rate.Limiter // of connections, in the log
 	snapshots      chan struct{} // places for those being sent
 	stopping       chan struct{}
 }
@@ -133,6 +121,7 @@ func New(cfg Config, td spiffeid.TrustDomain, p Parts) *Server {
 		source: p.Source, log: p.Log, sessions: newSessions(), streams: newRendezvous(),
 		challenger: attest.NewChallenger(), enrollRate: rate.NewLimiter(enrolmentsPerSecond, enrolmentBurst),
 		stopping: make(chan struct{}), snapshots: make(chan struct{}, maxSnapshots),
+		admission: newAdmission(), refusals: rate.NewLimiter(1, 20),
 	}
 	s.peers = newPeerPool(func(id, address string) (PeerConn, error) {
 		peer, err := identity.ServerID(td, id)
@@ -149,16 +138,14 @@ func New(cfg Config, td spiffeid.TrustDomain, p Parts) *Server {
 // Run serves api and enroll, which it closes, until ctx ends; then it asks
 // agents to go elsewhere and lets calls end.
 func (s *Server) Run(ctx context.Context, api, enroll net.Listener) error {
-	apiServer := s.grpc(identity.ServerCredentials(s.source, identity.AuthorizeKinds(s.td, identity.KindServer, identity.KindNode, identity.KindUser), identity.OnRefused(func(remote net.Addr, err error) {
-		s.log.Info("refused a connection", "remote", remote.String(), "reason", err)
-	})))
+	apiServer := s.limitedServer(identity.ServerCredentials(s.source, identity.AuthorizeKinds(s.td, identity.KindServer, identity.KindNode, identity.KindUser), identity.OnRefused(s.refused)))
 	redoubtv1.RegisterFleetServiceServer(apiServer, s.fleetAPI)
 	redoubtv1.RegisterAgentServiceServer(apiServer, &agentAPI{Server: s})
 	redoubtv1.RegisterPeerServiceServer(apiServer, &peerAPI{Server: s})
 	hs := health.NewServer()
 	healthpb.RegisterHealthServer(apiServer, hs)
 	reflection.Register(apiServer)
-	enrollServer := s.grpc(attest.ServerCredentials(s.source))
+	enrollServer := s.limitedServer(attest.ServerCredentials(s.source))
 	redoubtv1.RegisterEnrollmentServiceServer(enrollServer, &enrollAPI{Server: s})
 
 	g, gctx := errgroup.WithContext(ctx)
@@ -178,19 +165,6 @@ func (s *Server) Run(ctx context.Context, api, enroll net.Listener) error {
 		return nil
 	})
 	return g.Wait()
-}
-
-func (s *Server) grpc(creds credentials.TransportCredentials) *grpc.Server {
-	return grpc.NewServer(
-		grpc.Creds(creds),
-		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxAnswer), grpc.MaxConcurrentStreams(maxStreams),
-		// Fixed, so that a reader who stands still holds so much and no more.
-		grpc.InitialWindowSize(streamWindow), grpc.InitialConnWindowSize(connWindow),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 20 * time.Second, Timeout: 10 * time.Second}),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
-		grpc.ConnectionTimeout(20*time.Second),
-		grpc.ChainUnaryInterceptor(s.unaryAuthorizer), grpc.ChainStreamInterceptor(s.streamAuthorizer),
-	)
 }
 
 func serve(g *grpc.Server, l net.Listener) error {

@@ -280,9 +280,13 @@ func (a *agentAPI) admit(ctx context.Context, node string, hello *redoubtv1.Hell
 
 // read takes in what the agent says.
 func (a *agentAPI) read(s *session, stream sessionStream) error {
+	pace := newPace()
 	for {
 		m, err := stream.Recv()
 		if err != nil {
+			return err
+		}
+		if err := pace.wait(stream.Context(), proto.Size(m)); err != nil {
 			return err
 		}
 		if err := a.take(s, m); err != nil {

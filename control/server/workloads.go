@@ -22,6 +22,9 @@ func (s *fleetAPI) ApplyWorkload(ctx context.Context, req *redoubtv1.ApplyWorklo
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
+	if err := roomForWorkload(s.store.Snapshot(), spec.Namespace, spec.Name); err != nil {
+		return nil, err
+	}
 	results, err := s.propose(ctx, req.GetCommandId(), &redoubtv1.Operation{Operation: &redoubtv1.Operation_PutWorkload{PutWorkload: &redoubtv1.PutWorkload{
 		Workload: spec.Proto(), ExpectedRevision: req.ExpectedRevision, User: callerFrom(ctx).Name(), Uid: leader.NewUID(),
 	}}})

@@ -1,0 +1,174 @@
+package control
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/encoding"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/status"
+
+	"redoubt.dev/redoubt/identity"
+	redoubtv1 "redoubt.dev/redoubt/proto/redoubt/v1"
+)
+
+// gigabyte is a codec whose messages have 1 GB and take a megabyte of memory.
+type gigabyte struct{ encoding.CodecV2 }
+
+func (gigabyte) Name() string { return "proto" }
+
+func (gigabyte) Marshal(any) (mem.BufferSlice, error) {
+	piece := mem.SliceBuffer(make([]byte, 1<<20))
+	var s mem.BufferSlice
+	for range 1000 {
+		s = append(s, piece)
+	}
+	return s, nil
+}
+
+// TestNoCallerExhaustsAServer: what a hostile user and a hostile node send over
+// real connections is refused or waits, and another user is served meanwhile.
+func TestNoCallerExhaustsAServer(t *testing.T) {
+	c := newCluster(t, "s1")
+	node := c.node("s1", "oslo-1", "oslo")
+	mallory, err := identity.UserID(td, "mallory")
+	if err != nil {
+		t.Fatal(err)
+	}
+	hostile := c.signed("s1", mallory, time.Hour)
+	served := func(during string) {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		if _, err := c.fleet().ListWorkloads(ctx, &redoubtv1.ListWorkloadsRequest{}); err != nil {
+			t.Errorf("the administrator is not served during %s: %v", during, err)
+		}
+	}
+	c.eventually("the server leads", func() error {
+		_, err := c.fleet().ListWorkloads(c.ctx(), &redoubtv1.ListWorkloadsRequest{})
+		return err
+	})
+
+	t.Run("a message of 1 GB", func(t *testing.T) {
+		begun := time.Now()
+		err := c.conn("s1", hostile).Invoke(c.ctx(), redoubtv1.FleetService_ApplyWorkload_FullMethodName, &redoubtv1.ApplyWorkloadRequest{}, &redoubtv1.ApplyWorkloadResponse{},
+			grpc.ForceCodecV2(gigabyte{}), grpc.MaxCallSendMsgSize(2<<30))
+		if status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "larger than max") {
+			t.Errorf("it is answered with %v", err)
+		}
+		if took := time.Since(begun); took > 10*time.Second {
+			t.Errorf("it took %s: the server read it", took)
+		}
+		served("a message of 1 GB")
+	})
+
+	t.Run("streams", func(t *testing.T) {
+		ctx, cancel := context.WithCancel(context.Background())
+		defer cancel()
+		var open, refused, others atomic.Int64
+		var wg sync.WaitGroup
+		for range 10 { // connections, of 256 streams each
+			conn := c.conn("s1", hostile)
+			for range 250 {
+				wg.Go(func() {
+					ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+					context.AfterFunc(ctx, cancel)
+					// Opened and never used: the server waits for the first message.
+					s, err := conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, redoubtv1.FleetService_Exec_FullMethodName)
+					if err == nil {
+						open.Add(1)
+						err = s.RecvMsg(&redoubtv1.ExecResponse{})
+						open.Add(-1)
+					}
+					switch {
+					case ctx.Err() != nil:
+					case status.Code(err) == codes.ResourceExhausted && strings.Contains(err.Error(), "mallory"):
+						refused.Add(1)
+					default:
+						others.Add(1)
+					}
+				})
+			}
+		}
+		c.eventually("some are refused", func() error {
+			served("a flood of streams")
+			if refused.Load() < 400 {
+				return fmt.Errorf("%d open, %d refused", open.Load(), refused.Load())
+			}
+			return nil
+		})
+		if n := open.Load(); n > 2048 {
+			t.Errorf("%d streams of one user are open", n)
+		}
+		cancel()
+		wg.Wait()
+		if n := others.Load(); n > 0 {
+			t.Errorf("%d ended otherwise", n)
+		}
+	})
+
+	t.Run("statuses", func(t *testing.T) {
+		s, err := node.session("s1", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.cancel()
+		begun, before := time.Now(), c.applied()
+		sent := 0
+		for ; time.Since(begun) < 2*time.Second; sent++ {
+			done := make(chan error, 1)
+			go func() {
+				done <- s.status(uint64(sent+1), &redoubtv1.InstanceStatus{Uid: fmt.Sprint("none-", sent), Message: strings.Repeat("x", 8<<10)})
+			}()
+			select {
+			case err = <-done:
+			case <-time.After(time.Until(begun.Add(3 * time.Second))):
+				err = context.DeadlineExceeded // it waits: so it should
+			}
+			if err != nil {
+				break
+			}
+		}
+		served("a flood of statuses")
+		// The burst, what two seconds allow, and what lies in buffers between.
+		if most := 2500; sent > most {
+			t.Errorf("%d statuses were taken in %s", sent, time.Since(begun))
+		}
+		if grown := c.applied() - before; grown > 200 {
+			t.Errorf("statuses of no instance made %d log entries", grown)
+		}
+	})
+}
+
+// applied is the log index of the first server.
+func (c *cluster) applied() uint64 {
+	c.t.Helper()
+	r, err := c.fleet().GetServerInfo(c.ctx(), &redoubtv1.GetServerInfoRequest{})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return r.GetAppliedIndex()
+}
+
+// TestFiveServersVoteAndASixthIsRefused: with two of five gone the fleet goes on.
+func TestFiveServersVoteAndASixthIsRefused(t *testing.T) {
+	c := newCluster(t, "s1", "s2", "s3", "s4", "s5")
+	sixth := c.newServer("s6")
+	err := Join(c.ctx(), JoinConfig{Dir: sixth.dir, ID: "s6", Addresses: sixth.addresses, Token: c.token(&redoubtv1.CreateJoinTokenRequest{Role: "server"}), Version: "test", Log: c.log()})
+	if err == nil || !strings.Contains(err.Error(), "the fleet has 5 servers") {
+		t.Errorf("a sixth server: %v", err)
+	}
+	c.halt("s1")
+	c.halt("s4")
+	c.eventually("three of five take a change", func() error {
+		_, err := c.fleet().ApplyWorkload(c.ctx(), &redoubtv1.ApplyWorkloadRequest{Workload: service("web", 1), CommandId: "one"})
+		return err
+	})
+}

@@ -1,0 +1,300 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/tap"
+
+	"redoubt.dev/redoubt/control/state"
+	"redoubt.dev/redoubt/identity"
+	redoubtv1 "redoubt.dev/redoubt/proto/redoubt/v1"
+)
+
+// What one server takes. docs/limits.md lists all of them, and
+// TestTheLimitsPageIsComplete holds it to these values.
+const (
+	// maxMessage bounds one message of any call, bytes.
+	maxMessage = 4 << 20
+	// maxAnswer bounds what this server says in one message: all assignments of
+	// a node at once, or a list. Agents and the command line take as much.
+	maxAnswer = 64 << 20
+	// maxHeaders bounds the metadata of one call, bytes.
+	maxHeaders = 16 << 10
+	// maxStreams bounds the calls at once on one connection.
+	maxStreams = 256
+	// maxConnections bounds connections in all, and maxConnectionsEach those of
+	// one node or user; servers are not counted.
+	maxConnections, maxConnectionsEach = 16_384, 512
+	// maxHandshakes bounds those that have not shown who they are, in all and
+	// from one address.
+	maxHandshakes, maxHandshakesEach = 1024, 128
+	// maxCallsEach bounds the calls at once of one node or user, over all its
+	// connections.
+	maxCallsEach = 2048
+	// callsPerSecond of one node or user; callBurst may come at once.
+	callsPerSecond, callBurst = 200, 2000
+	// unaryWithin bounds a unary call with the time that its message takes to
+	// arrive.
+	unaryWithin = time.Minute
+	// sessionMessages and sessionBytes of one agent's session a second, with the
+	// bursts after them. A session that says more is read more slowly.
+	sessionMessages, sessionMessageBurst = 100, 1000
+	sessionBytes, sessionByteBurst       = 256 << 10, 2 * maxMessage
+	// enrolmentsPerSecond bounds first contacts of all callers together.
+	enrolmentsPerSecond, enrolmentBurst = 50, 200
+	// pingsNoOftenerThan ends a connection whose client pings oftener.
+	pingsNoOftenerThan = 5 * time.Second
+
+	// MaxServers, MaxNodes, MaxWorkloads, MaxTokens are what a fleet holds. They
+	// are checked before a change is proposed, so that some that come at the
+	// same moment may pass together.
+	MaxServers, MaxNodes, MaxWorkloads, MaxTokens = 5, 20_000, 10_000, 10_000
+)
+
+// admission counts what callers hold and how fast they call.
+type admission struct {
+	mu         sync.Mutex
+	total      int
+	each       map[identity.ID]*usage
+	handshakes int
+	from       map[string]int
+}
+
+// usage is what one node or user holds. It is forgotten a minute after the last.
+type usage struct {
+	connections, calls int
+	rate               *rate.Limiter
+	last               time.Time
+}
+
+func newAdmission() *admission {
+	return &admission{each: map[identity.ID]*usage{}, from: map[string]int{}}
+}
+
+// of returns the caller's usage; it needs mu.
+func (a *admission) of(id identity.ID, now time.Time) *usage {
+	u, ok := a.each[id]
+	if !ok {
+		for other, o := range a.each {
+			if o.connections == 0 && o.calls == 0 && now.Sub(o.last) > time.Minute {
+				delete(a.each, other)
+			}
+		}
+		u = &usage{rate: rate.NewLimiter(callsPerSecond, callBurst)}
+		a.each[id] = u
+	}
+	u.last = now
+	return u
+}
+
+// metered says whose holdings are bounded: a server's are not, or one that is
+// busy for others would be kept from working.
+func metered(id identity.ID) bool {
+	return id.Kind() == identity.KindNode || id.Kind() == identity.KindUser
+}
+
+func (a *admission) handshake(address string) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.handshakes >= maxHandshakes || a.from[address] >= maxHandshakesEach {
+		return fmt.Errorf("%d connections are being opened, %d of them from %s: at most %d and %d", a.handshakes, a.from[address], address, maxHandshakes, maxHandshakesEach)
+	}
+	a.handshakes++
+	a.from[address]++
+	return nil
+}
+
+func (a *admission) handshaken(address string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.handshakes--
+	if a.from[address]--; a.from[address] == 0 {
+		delete(a.from, address)
+	}
+}
+
+func (a *admission) connect(id identity.ID) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	u := a.of(id, time.Now())
+	switch {
+	case metered(id) && u.connections >= maxConnectionsEach:
+		return fmt.Errorf("%s holds %d connections, its limit", id, u.connections)
+	case metered(id) && a.total >= maxConnections:
+		return fmt.Errorf("%d connections are open on this server, its limit", a.total)
+	}
+	u.connections++
+	a.total++
+	return nil
+}
+
+func (a *admission) disconnect(id identity.ID) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.of(id, time.Now()).connections--
+	a.total--
+}
+
+// call admits a call before anything of it is read. It must not block.
+func (a *admission) call(ctx context.Context, info *tap.Info) (context.Context, error) {
+	id, err := identity.PeerID(ctx)
+	if err == nil && metered(id) {
+		if err := a.begin(id); err != nil {
+			return ctx, err
+		}
+		// The context ends with the stream, however that ends.
+		context.AfterFunc(ctx, func() { a.end(id) })
+	}
+	if unary[info.FullMethodName] {
+		bounded, cancel := context.WithTimeout(ctx, unaryWithin)
+		context.AfterFunc(ctx, cancel)
+		return bounded, nil
+	}
+	return ctx, nil
+}
+
+func (a *admission) begin(id identity.ID) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	u := a.of(id, time.Now())
+	if u.calls >= maxCallsEach {
+		return status.Errorf(codes.ResourceExhausted, "%s %s has %d calls open on this server, its limit: end some, or use another server", id.Kind(), id.Name(), maxCallsEach)
+	}
+	if !u.rate.Allow() {
+		return status.Errorf(codes.ResourceExhausted, "%s %s makes more than %d calls a second on this server, its limit: slow down", id.Kind(), id.Name(), callsPerSecond)
+	}
+	u.calls++
+	return nil
+}
+
+func (a *admission) end(id identity.ID) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.of(id, time.Now()).calls--
+}
+
+// unary are the methods with one message each way.
+var unary = func() map[string]bool {
+	m := map[string]bool{}
+	for _, d := range []grpc.ServiceDesc{
+		redoubtv1.FleetService_ServiceDesc, redoubtv1.AgentService_ServiceDesc,
+		redoubtv1.PeerService_ServiceDesc, redoubtv1.EnrollmentService_ServiceDesc,
+	} {
+		for _, method := range d.Methods {
+			m["/"+d.ServiceName+"/"+method.MethodName] = true
+		}
+	}
+	return m
+}()
+
+// counted are credentials that admit a connection by who opens it.
+type counted struct {
+	credentials.TransportCredentials
+	admission *admission
+	refused   func(net.Addr, error)
+}
+
+func (c counted) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	address := raw.RemoteAddr().String()
+	if host, _, err := net.SplitHostPort(address); err == nil {
+		address = host
+	}
+	if err := c.admission.handshake(address); err != nil {
+		return c.refuse(raw, err)
+	}
+	defer c.admission.handshaken(address)
+	conn, info, err := c.TransportCredentials.ServerHandshake(raw)
+	if err != nil {
+		return nil, nil, err
+	}
+	id, err := identity.PeerID(peer.NewContext(context.Background(), &peer.Peer{Addr: raw.RemoteAddr(), AuthInfo: info}))
+	if err != nil {
+		return conn, info, nil // first contact: nobody yet
+	}
+	if err := c.admission.connect(id); err != nil {
+		return c.refuse(conn, err)
+	}
+	return &countedConn{Conn: conn, gone: func() { c.admission.disconnect(id) }}, info, nil
+}
+
+func (c counted) refuse(conn net.Conn, err error) (net.Conn, credentials.AuthInfo, error) {
+	c.refused(conn.RemoteAddr(), err)
+	return nil, nil, errors.Join(err, conn.Close())
+}
+
+func (c counted) Clone() credentials.TransportCredentials {
+	return counted{c.TransportCredentials.Clone(), c.admission, c.refused}
+}
+
+type countedConn struct {
+	net.Conn
+	once sync.Once
+	gone func()
+}
+
+func (c *countedConn) Close() error {
+	c.once.Do(c.gone)
+	return c.Conn.Close()
+}
+
+// limitedServer is a gRPC server with every limit.
+func (s *Server) limitedServer(creds credentials.TransportCredentials) *grpc.Server {
+	return grpc.NewServer(
+		grpc.Creds(counted{creds, s.admission, s.refused}), grpc.InTapHandle(s.admission.call),
+		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxAnswer), grpc.MaxHeaderListSize(maxHeaders),
+		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 20 * time.Second, Timeout: 10 * time.Second}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: pingsNoOftenerThan, PermitWithoutStream: true}),
+		grpc.ConnectionTimeout(20*time.Second),
+		grpc.ChainUnaryInterceptor(s.unaryAuthorizer), grpc.ChainStreamInterceptor(s.streamAuthorizer),
+	)
+}
+
+// refused says once a second at most that a connection was refused.
+func (s *Server) refused(remote net.Addr, err error) {
+	if s.refusals.Allow() {
+		s.log.Info("refused a connection", "remote", remote.String(), "reason", err)
+	}
+}
+
+// pace reads a session no faster than its limit: what is not read yet waits at
+// the agent.
+type pace struct{ messages, bytes *rate.Limiter }
+
+func newPace() pace {
+	return pace{rate.NewLimiter(sessionMessages, sessionMessageBurst), rate.NewLimiter(sessionBytes, sessionByteBurst)}
+}
+
+func (p pace) wait(ctx context.Context, size int) error {
+	if err := p.messages.Wait(ctx); err != nil {
+		return err
+	}
+	return p.bytes.WaitN(ctx, min(size, sessionByteBurst))
+}
+
+// room refuses a new object where the fleet holds as many as it may.
+func room(what string, have, most int) error {
+	if have < most {
+		return nil
+	}
+	return status.Errorf(codes.ResourceExhausted, "the fleet holds %d %s, its limit: remove some first", have, what)
+}
+
+func roomForWorkload(view *state.View, namespace, name string) error {
+	if _, ok := view.Workload(nil, namespace, name); ok {
+		return nil
+	}
+	return room("workloads", len(view.Workloads(nil, "")), MaxWorkloads)
+}

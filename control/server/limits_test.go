@@ -1,0 +1,157 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"redoubt.dev/redoubt/identity"
+)
+
+func caller(t *testing.T, text string) identity.ID {
+	t.Helper()
+	id, err := identity.Parse(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
+// TestAdmission: what one caller holds is bounded, costs no other, and comes
+// back when it is let go.
+func TestAdmission(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ann, bob, peer := caller(t, "spiffe://t.redoubt/user/ann"), caller(t, "spiffe://t.redoubt/user/bob"), caller(t, "spiffe://t.redoubt/server/s2")
+		a := newAdmission()
+		for i := range maxConnectionsEach {
+			if err := a.connect(ann); err != nil {
+				t.Fatalf("connection %d: %v", i, err)
+			}
+		}
+		if err := a.connect(ann); err == nil || !strings.Contains(err.Error(), fmt.Sprint(maxConnectionsEach)) {
+			t.Errorf("one connection too many: %v", err)
+		}
+		if err := a.connect(bob); err != nil {
+			t.Errorf("another's connection: %v", err)
+		}
+		a.disconnect(ann)
+		if err := a.connect(ann); err != nil {
+			t.Errorf("after one was closed: %v", err)
+		}
+		for range maxConnectionsEach * 2 {
+			if err := a.connect(peer); err != nil {
+				t.Fatalf("a server's connection: %v", err)
+			}
+		}
+
+		refused := func(err error, want string) {
+			t.Helper()
+			if status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), want) {
+				t.Errorf("refused with %v, want %q", err, want)
+			}
+		}
+		for range callBurst {
+			if err := a.begin(ann); err != nil {
+				t.Fatal(err)
+			}
+			a.end(ann)
+		}
+		refused(a.begin(ann), "slow down")
+		if err := a.begin(bob); err != nil {
+			t.Errorf("another's call: %v", err)
+		}
+		time.Sleep(time.Second)
+		for i := range callsPerSecond {
+			if err := a.begin(ann); err != nil {
+				t.Fatalf("call %d of the next second: %v", i, err)
+			}
+		}
+		refused(a.begin(ann), "slow down")
+		for n := callsPerSecond; n < maxCallsEach; n++ {
+			time.Sleep(time.Second / callsPerSecond)
+			if err := a.begin(ann); err != nil {
+				t.Fatalf("open call %d: %v", n, err)
+			}
+		}
+		time.Sleep(time.Minute)
+		refused(a.begin(ann), "calls open")
+		a.end(ann)
+		if err := a.begin(ann); err != nil {
+			t.Errorf("after one ended: %v", err)
+		}
+
+		for range maxHandshakesEach {
+			if err := a.handshake("10.0.0.1"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if a.handshake("10.0.0.1") == nil || a.handshake("10.0.0.2") != nil {
+			t.Error("handshakes of one address are not bounded, or cost another's")
+		}
+		a.handshaken("10.0.0.1")
+		if err := a.handshake("10.0.0.1"); err != nil {
+			t.Error(err)
+		}
+		if room("nodes", MaxNodes-1, MaxNodes) != nil {
+			t.Error("no room where there is some")
+		}
+		refused(room("nodes", MaxNodes, MaxNodes), "the fleet holds 20000 nodes")
+	})
+}
+
+// TestASessionIsReadNoFasterThanItsLimit: the flood waits at the agent.
+func TestASessionIsReadNoFasterThanItsLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, size := range []int{10, 100 << 10} {
+			p, begun, n := newPace(), time.Now(), 0
+			for time.Since(begun) < 10*time.Second {
+				if err := p.wait(context.Background(), size); err != nil {
+					t.Fatal(err)
+				}
+				n++
+			}
+			if most := sessionMessageBurst + 10*sessionMessages; n > most+1 {
+				t.Errorf("%d messages of %d bytes in ten seconds, at most %d", n, size, most)
+			}
+			if most := sessionByteBurst + 10*sessionBytes; n*size > most+size {
+				t.Errorf("%d bytes in ten seconds, at most %d", n*size, most)
+			}
+		}
+	})
+}
+
+// TestTheLimitsPageIsComplete: docs/limits.md says every number that is in force.
+func TestTheLimitsPageIsComplete(t *testing.T) {
+	page, err := os.ReadFile("../../docs/limits.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	mib := func(n int) string { return fmt.Sprintf("%d MiB", n>>20) }
+	kib := func(n int) string { return fmt.Sprintf("%d KiB", n>>10) }
+	for what, text := range map[string]string{
+		"message to a server": mib(maxMessage), "answer of a server": mib(maxAnswer), "metadata of a call": kib(maxHeaders),
+		"calls at once on one connection": fmt.Sprint(maxStreams), "connections to a server": fmt.Sprint(maxConnections),
+		"connections of one node or user": fmt.Sprint(maxConnectionsEach), "connections being opened": fmt.Sprint(maxHandshakes),
+		"from one address": fmt.Sprint(maxHandshakesEach), "calls at once of one node or user": fmt.Sprint(maxCallsEach),
+		"calls a second of one node or user": fmt.Sprint(callsPerSecond), "burst of calls": fmt.Sprint(callBurst),
+		"messages a second of a session": fmt.Sprint(sessionMessages), "bytes a second of a session": kib(sessionBytes),
+		"enrolments a second": fmt.Sprint(enrolmentsPerSecond), "servers": fmt.Sprint(MaxServers), "nodes": fmt.Sprint(MaxNodes),
+		"workloads": fmt.Sprint(MaxWorkloads), "join tokens": fmt.Sprint(MaxTokens),
+		"streams waiting or open on a server": fmt.Sprint(maxPendingStreams), "snapshots at a time": fmt.Sprint(maxSnapshots),
+		"messages waiting for a slow agent": fmt.Sprint(sessionQueue), "statuses unacknowledged": fmt.Sprint(maxPendingStatuses),
+		"report": kib(maxReport), "hints of a session": fmt.Sprint(maxHints),
+	} {
+		row := []byte("| " + what + " | " + text)
+		if !bytes.Contains(page, row) {
+			t.Errorf("docs/limits.md lacks the row %q", row)
+		}
+	}
+}
