@@ -87,9 +87,9 @@ func clip(s string) string {
 func meaning(code int) string {
 	switch code {
 	case 126:
-		return ": so a shell says that a command cannot be executed"
+		return ", which is how a shell says that a command cannot be executed"
 	case 127:
-		return ": so a shell says that a command was not found"
+		return ", which is how a shell says that a command was not found"
 	}
 	return ""
 }

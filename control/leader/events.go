@@ -20,8 +20,8 @@ const (
 	// notesEvery is how often, at most, what was found goes to the log, in one
 	// entry: what operations do is noted by Apply and costs none.
 	notesEvery = 2 * time.Second
-	// pendingFor a workload must have been pending before it is told: most are
-	// placed with the next plan.
+	// pendingFor a workload must have been pending for one reason before it is
+	// told: most are placed with the next plan.
 	pendingFor = 3 * time.Second
 	// notesKept bounds what waits for the log while it takes nothing.
 	notesKept = 1024
@@ -39,6 +39,7 @@ type notebook struct {
 }
 
 type pendingNote struct {
+	why   string // for now
 	since time.Time
 	told  string // what was told last, "" if nothing was
 }
@@ -74,8 +75,9 @@ func (n *notebook) putBack(notes []fleet.Event) {
 }
 
 // plan takes in what a plan left pending at now. The words of a reason change
-// with every look; what is told again is another reason.
-func (n *notebook) plan(p placement.Result, now time.Time) {
+// with every look; what is told again is another reason. last is the newest event
+// of a workload: what an earlier term told is not told again.
+func (n *notebook) plan(p placement.Result, now time.Time, last func(namespace, workload string) *fleet.Event) {
 	var tell []fleet.Event
 	n.mu.Lock()
 	if n.pending == nil {
@@ -88,16 +90,21 @@ func (n *notebook) plan(p placement.Result, now time.Time) {
 		}
 		k := e.Namespace + "/" + e.Workload
 		still[k] = true
-		note, ok := n.pending[k]
-		if !ok {
-			note.since = now
-		}
 		why := fmt.Sprint(e.Pending)
 		for _, g := range e.Groups {
 			why += " " + g.Code
 		}
+		note := n.pending[k]
+		if note.why != why {
+			note.why, note.since = why, now
+		}
 		if now.Sub(note.since) >= pendingFor && why != note.told {
+			first := note.told == ""
 			note.told = why
+			n.pending[k] = note
+			if was := last(e.Namespace, e.Workload); first && was != nil && was.Reason == fleet.ReasonPending && was.Message == e.Summary {
+				continue
+			}
 			tell = append(tell, fleet.Event{
 				Kind: fleet.EventWorkload, Namespace: e.Namespace, Name: e.Workload, Workload: e.Workload,
 				Warning: true, Reason: fleet.ReasonPending, Message: e.Summary, By: fleet.ByLeader,

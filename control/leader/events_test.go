@@ -77,11 +77,12 @@ func TestANodesSilenceIsToldOnceAndItsReturn(t *testing.T) {
 
 func TestWhatIsPendingIsToldWhenItStaysSoAndWhenTheReasonChanges(t *testing.T) {
 	var n notebook
+	var before *fleet.Event
 	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 	look := func(after time.Duration, want int, e ...placement.Explanation) {
 		t.Helper()
 		now = now.Add(after)
-		n.plan(placement.Result{Explanations: e}, now)
+		n.plan(placement.Result{Explanations: e}, now, func(string, string) *fleet.Event { return before })
 		if got := n.take(); len(got) != want {
 			t.Errorf("told %v, want %d", got, want)
 		}
@@ -95,10 +96,20 @@ func TestWhatIsPendingIsToldWhenItStaysSoAndWhenTheReasonChanges(t *testing.T) {
 	look(2*time.Second, 0, why("no-room-memory", "30 MiB short"))
 	look(2*time.Second, 1, why("no-room-memory", "40 MiB short"))
 	look(time.Hour, 0, why("no-room-memory", "50 MiB short"))
-	look(time.Second, 1, why("cordoned", "all are cordoned"))
+	look(time.Second, 0, why("suspect", "its session broke"))
+	look(time.Second, 0, why("no-room-memory", "50 MiB short"))
+	look(time.Hour, 0, why("no-room-memory", "50 MiB short")) // it was told, and the rest has passed
+	look(time.Second, 0, why("cordoned", "all are cordoned"))
+	look(4*time.Second, 1, why("cordoned", "all are cordoned"))
 	look(time.Second, 0)
 	look(time.Second, 0, why("cordoned", "all are cordoned"))
 	look(4*time.Second, 1, why("cordoned", "all are cordoned"))
+	// The next term knows what this one told.
+	n, before = notebook{}, &fleet.Event{Reason: fleet.ReasonPending, Message: "all are cordoned"}
+	look(0, 0, why("cordoned", "all are cordoned"))
+	look(4*time.Second, 0, why("cordoned", "all are cordoned"))
+	look(time.Second, 0, why("silent", "all are silent"))
+	look(4*time.Second, 1, why("silent", "all are silent"))
 }
 
 func TestWhatTheLogDoesNotTakeIsBounded(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 
+	"redoubt.dev/redoubt/control/fleet"
 	"redoubt.dev/redoubt/control/placement"
 	"redoubt.dev/redoubt/control/state"
 	redoubtv1 "redoubt.dev/redoubt/proto/redoubt/v1"
@@ -28,7 +29,13 @@ func (t *term) place(ctx context.Context) error {
 		ws := state.NewWatchSet()
 		view := t.store.Snapshot()
 		plan := placement.Plan(t.input(view, ws), t.policy)
-		t.notes.plan(plan, time.Now())
+		t.notes.plan(plan, time.Now(), func(namespace, workload string) *fleet.Event {
+			events := view.EventsOf(fleet.EventWorkload, namespace, workload)
+			if len(events) == 0 {
+				return nil
+			}
+			return events[len(events)-1]
+		})
 		ops := planOperations(plan)
 		if len(ops) > 0 {
 			results, err := t.propose(ctx, ops)

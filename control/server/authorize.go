@@ -320,6 +320,10 @@ func (s *Server) streamAuthorizer(srv any, stream grpc.ServerStream, info *grpc.
 		ServerStream: stream,
 		ctx:          withCaller(stream.Context(), caller),
 		check: func(m proto.Message) error {
+			if caller.Kind() == identity.KindUser && s.store.Snapshot().Cluster().ID == "" {
+				// A server that has just started knows of no roles yet.
+				return errNoLeader()
+			}
 			return authorize(s.bindings(), caller, info.FullMethod, m)
 		},
 	})

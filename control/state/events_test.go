@@ -65,10 +65,12 @@ func TestWhatIsDoneIsNoted(t *testing.T) {
 	backoff := redoubtv1.InstancePhase_INSTANCE_PHASE_BACKOFF
 	m.ok(opWorkload(workload("web", "Service", "container", 0)), Created)
 	m.ok(opAssign(m.plan(1, "web", "n1", "gvisor")), Created)
-	status("n1", 1, &redoubtv1.InstanceStatus{Sequence: 1, Phase: running, Runtime: "gvisor", Pid: 7, NotReady: "not yet"})
-	status("n1", 1, &redoubtv1.InstanceStatus{Sequence: 2, Phase: running, Runtime: "gvisor", Pid: 7})
-	status("n1", 1, &redoubtv1.InstanceStatus{Sequence: 3, Phase: running, Runtime: "gvisor", Pid: 7, NotReady: "readiness: tcp :80: connection refused, 3 times"})
-	status("n1", 1, &redoubtv1.InstanceStatus{Sequence: 4, Phase: backoff, Restarts: 1, LastEnd: "exited with code 3", BackOff: durationpb.New(1e9)})
+	status("n1", 1, &redoubtv1.InstanceStatus{Sequence: 1, Phase: running, Runtime: "gvisor", Pid: 7, NotReady: "startup: tcp :80 has not succeeded yet"})
+	// It comes up: no news, until it is.
+	status("n1", 1, &redoubtv1.InstanceStatus{Sequence: 2, Phase: running, Runtime: "gvisor", Pid: 7, NotReady: "readiness: tcp :80 has not succeeded yet"})
+	status("n1", 1, &redoubtv1.InstanceStatus{Sequence: 3, Phase: running, Runtime: "gvisor", Pid: 7})
+	status("n1", 1, &redoubtv1.InstanceStatus{Sequence: 4, Phase: running, Runtime: "gvisor", Pid: 7, NotReady: "readiness: tcp :80: connection refused, 3 times"})
+	status("n1", 1, &redoubtv1.InstanceStatus{Sequence: 5, Phase: backoff, Restarts: 1, LastEnd: "exited with code 3", BackOff: durationpb.New(1e9)})
 	// The pause was missed, the restart is not.
 	status("n1", 1, &redoubtv1.InstanceStatus{Sequence: 9, Phase: running, Runtime: "gvisor", Pid: 9, Restarts: 3, LastEnd: "exited with code 4"})
 	m.ok(opStop(1, true), Changed)

@@ -116,6 +116,8 @@ func (a *apply) noteStatus(before, now *fleet.Instance) {
 		case is.Phase != fleet.InstanceRunning || is.NotReady == was.NotReady:
 		case is.NotReady == "":
 			say(fleet.ReasonReady, false, "its probes succeed")
+		case was.NotReady != "" && strings.HasSuffix(is.NotReady, notYet):
+			// It comes up, one probe after the other.
 		default:
 			say(fleet.ReasonNotReady, true, is.NotReady)
 		}
@@ -134,6 +136,9 @@ func (a *apply) noteStatus(before, now *fleet.Instance) {
 		say(fleet.ReasonRejected, true, is.Message)
 	}
 }
+
+// notYet ends an agent's words on a probe that has neither succeeded nor failed.
+const notYet = "has not succeeded yet"
 
 func restartWords(s *fleet.Status) string {
 	why := s.LastEnd

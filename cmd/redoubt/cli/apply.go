@@ -190,7 +190,11 @@ func laggard(st *redoubtv1.WorkloadStatus) *redoubtv1.Instance {
 // standing is an instance's phase with what the agent says of it.
 func standing(i *redoubtv1.Instance) string {
 	s := i.GetAssignment().GetInstance() + " is " + phaseOf(i)
-	if m := endNote(i); m != "" {
+	m := endNote(i)
+	if i.GetStatus().GetPhase() == redoubtv1.InstancePhase_INSTANCE_PHASE_BACKOFF {
+		m = backOffNote(i.GetStatus(), false) // a line of progress does not change with the clock
+	}
+	if m != "" {
 		s += ": " + m
 	}
 	return s

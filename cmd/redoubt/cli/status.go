@@ -125,7 +125,7 @@ func endNote(i *redoubtv1.Instance) string {
 	msg := st.GetMessage()
 	switch st.GetPhase() {
 	case redoubtv1.InstancePhase_INSTANCE_PHASE_BACKOFF:
-		msg = backOffNote(st)
+		msg = backOffNote(st, true)
 	case redoubtv1.InstancePhase_INSTANCE_PHASE_RUNNING:
 		msg = runningNote(st)
 	}
@@ -139,7 +139,7 @@ func endNote(i *redoubtv1.Instance) string {
 }
 
 // backOffNote says how long it pauses, since when, and what for.
-func backOffNote(st *redoubtv1.InstanceStatus) string {
+func backOffNote(st *redoubtv1.InstanceStatus, sinceWhen bool) string {
 	if st.GetBackOff() == nil { // an agent that does not say
 		return st.GetMessage()
 	}
@@ -147,7 +147,7 @@ func backOffNote(st *redoubtv1.InstanceStatus) string {
 	if st.GetRestarts() > 0 {
 		s += fmt.Sprintf(", restart %d", st.GetRestarts())
 	}
-	if st.GetFinished() != nil {
+	if sinceWhen && st.GetFinished() != nil {
 		s += ", for " + since(st.GetFinished())
 	}
 	return s + ", last: " + orDash(st.GetMessage())
@@ -157,7 +157,7 @@ func backOffNote(st *redoubtv1.InstanceStatus) string {
 func runningNote(st *redoubtv1.InstanceStatus) string {
 	switch {
 	case st.GetNotReady() != "":
-		return "not ready; " + st.GetNotReady()
+		return st.GetNotReady()
 	case st.GetMessage() == "" && st.GetRestarts() > 0 && st.GetLastEnd() != "":
 		return plural(int(st.GetRestarts()), "restart", "restarts") + ", last: " + st.GetLastEnd()
 	}
