@@ -12,9 +12,12 @@ import (
 )
 
 const (
-	// observeEvery is how long what sessions say is gathered before it goes to
-	// the leader in one batch.
+	// observeSoon is how long what sessions say is gathered before it goes to
+	// the leader in one batch, so that a person sees an instance run as soon as
+	// it does; observeEvery where the last batch spoke of observeMany nodes.
+	observeSoon  = 10 * time.Millisecond
 	observeEvery = 100 * time.Millisecond
+	observeMany  = 50
 	// observeAtMost is how many nodes one batch carries.
 	observeAtMost = 500
 	// observeBytes ends a batch early. With what one session may have waiting
@@ -38,9 +41,10 @@ type pending struct {
 // ctx ends. What the leader did not accept is sent again.
 func (s *Server) observe(ctx context.Context) error {
 	var (
-		leader   string
-		term     uint64
-		answered = time.Now()
+		leader    string
+		term      uint64
+		answered  = time.Now()
+		gatherFor = observeSoon
 	)
 	ticker := time.NewTicker(s.cfg.Timing.Heartbeat / 2)
 	defer ticker.Stop()
@@ -54,8 +58,9 @@ func (s *Server) observe(ctx context.Context) error {
 		select { // let others join the batch
 		case <-ctx.Done():
 			return nil
-		case <-time.After(observeEvery):
+		case <-time.After(gatherFor):
 		}
+		gatherFor = observeSoon
 		id, _ := s.leaderRef()
 		if id.ID != leader {
 			leader = id.ID
@@ -73,6 +78,7 @@ func (s *Server) observe(ctx context.Context) error {
 				}
 				s.log.Debug("the leader did not take a batch", "leader", leader, "err", err)
 				s.putBack(taken)
+				gatherFor = observeEvery
 				if time.Since(answered) > leaderlessFor {
 					s.dismiss(errNoLeaderIn)
 					answered = time.Now()
@@ -81,6 +87,9 @@ func (s *Server) observe(ctx context.Context) error {
 				break
 			}
 			answered = time.Now()
+			if len(req.GetNodes()) >= observeMany {
+				gatherFor = observeEvery
+			}
 			if resp.GetTerm() != term {
 				// What was sent before belongs to an earlier leader's memory.
 				if term != 0 {
