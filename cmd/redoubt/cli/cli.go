@@ -12,6 +12,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -152,9 +153,7 @@ func (a *app) root() *cobra.Command {
 		Args:          nounArgs,
 		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
-		return fmt.Errorf("%w; `%s --help` shows the flags", err, c.CommandPath())
-	})
+	root.SetFlagErrorFunc(flagError)
 	root.PersistentFlags().StringVar(&a.context, "context", "", "fleet to talk to: a `NAME` of \"redoubt context list\", or a file (REDOUBT_CONTEXT)")
 	root.AddGroup(
 		&cobra.Group{ID: "work", Title: "Workloads:"},
@@ -187,7 +186,28 @@ func (a *app) root() *cobra.Command {
 	root.SetHelpCommandGroupID("self")
 	root.SetCompletionCommandGroupID("self")
 	root.InitDefaultCompletionCmd(a.Args...)
+	a.completions(root)
 	return root
+}
+
+// flagError says which flag a person most likely meant.
+func flagError(c *cobra.Command, err error) error {
+	verb := strings.TrimPrefix(c.CommandPath(), "redoubt ")
+	var none *pflag.NotExistError
+	if errors.As(err, &none) && len(none.GetSpecifiedName()) > 1 {
+		var flags []string
+		add := func(f *pflag.Flag) {
+			if !f.Hidden {
+				flags = append(flags, f.Name)
+			}
+		}
+		c.Flags().VisitAll(add)
+		c.InheritedFlags().VisitAll(add)
+		if near := fleet.Nearest(none.GetSpecifiedName(), flags); near != "" {
+			return fmt.Errorf("%s: %w. Did you mean \"--%s\"?", verb, err, near)
+		}
+	}
+	return fmt.Errorf("%s: %w; `%s --help` shows the flags", verb, err, c.CommandPath())
 }
 
 // noun groups verbs.
@@ -210,6 +230,9 @@ func nounArgs(c *cobra.Command, args []string) error {
 		verbs = append(verbs, v.Name())
 	}
 	msg := fmt.Sprintf("%s has no verb %q", c.CommandPath(), args[0])
+	if here, ok := foreign[args[0]]; ok && !c.HasParent() {
+		return fmt.Errorf("%s; here it is `redoubt %s`", msg, here)
+	}
 	if near := fleet.Nearest(args[0], verbs); near != "" {
 		return fmt.Errorf("%s. Did you mean %q?", msg, near)
 	}

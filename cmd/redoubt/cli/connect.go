@@ -71,7 +71,9 @@ func (a *app) with(ctx context.Context, f func(context.Context, *connection) err
 		return err
 	}
 	defer fl.conn.close()
-	err = f(ctx, fl)
+	if err = f(ctx, fl); err != nil {
+		err = fl.meant(ctx, err, a.namespace)
+	}
 	fl.conn.refresh(ctx)
 	return err
 }
