@@ -65,6 +65,8 @@ func (t *term) joinOnce(ctx context.Context, view *state.View, ws state.WatchSet
 		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 		applied, err := t.applied(ctx, s.ID, s.APIAddress)
 		switch {
+		case !t.admitted(s.ID):
+			// It was removed while it was asked: adding it would undo that.
 		case err != nil:
 			t.log.Debug("a server that was admitted does not answer yet", "server", s.ID, "err", err)
 		case !ok || m.Address != s.RaftAddress && !m.Voter:
@@ -77,6 +79,12 @@ func (t *term) joinOnce(ctx context.Context, view *state.View, ws state.WatchSet
 		cancel()
 	}
 	return missing
+}
+
+// admitted tells whether the state has the server now.
+func (t *term) admitted(id string) bool {
+	_, ok := t.store.Snapshot().Server(nil, id)
+	return ok
 }
 
 func (t *term) logMember(msg, server string, err error) {

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -9,6 +10,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"redoubt.dev/redoubt/control/consensus"
 	"redoubt.dev/redoubt/control/fleet"
 	"redoubt.dev/redoubt/control/state"
 	"redoubt.dev/redoubt/isolation"
@@ -176,7 +178,12 @@ func (s *Server) Removed(ctx context.Context, others map[string]string) bool {
 func (s *fleetAPI) RemoveServer(ctx context.Context, req *redoubtv1.RemoveServerRequest) (*redoubtv1.RemoveServerResponse, error) {
 	id := req.GetId()
 	view := s.store.Snapshot()
-	if _, ok := view.Server(nil, id); !ok {
+	_, known := view.Server(nil, id)
+	members, err := s.consensus.Members()
+	if err != nil {
+		return nil, toStatus(err)
+	}
+	if !known && !slices.ContainsFunc(members, func(m consensus.Member) bool { return m.ID == id }) {
 		return nil, status.Errorf(codes.NotFound, "there is no server %q; `redoubt operator raft list` shows what there is", id)
 	}
 	if id == s.cfg.ID {
@@ -192,11 +199,15 @@ func (s *fleetAPI) RemoveServer(ctx context.Context, req *redoubtv1.RemoveServer
 		}
 		return out.(*redoubtv1.RemoveServerResponse), nil
 	}
+	// The state first: what makes admitted servers members would add it again.
+	// If this ends in between, a repeat does the rest.
+	if known {
+		if _, err := s.propose(ctx, req.GetCommandId(), &redoubtv1.Operation{Operation: &redoubtv1.Operation_RemoveServer{RemoveServer: &redoubtv1.RemoveServerOp{Id: id}}}); err != nil {
+			return nil, err
+		}
+	}
 	if err := s.consensus.RemoveServer(ctx, id); err != nil {
 		return nil, toStatus(err)
-	}
-	if _, err := s.propose(ctx, req.GetCommandId(), &redoubtv1.Operation{Operation: &redoubtv1.Operation_RemoveServer{RemoveServer: &redoubtv1.RemoveServerOp{Id: id}}}); err != nil {
-		return nil, err
 	}
 	s.log.Info("removed server", "server", id, "user", callerFrom(ctx).Name())
 	return &redoubtv1.RemoveServerResponse{}, nil
