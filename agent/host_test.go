@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -32,12 +31,11 @@ func TestRealHost(t *testing.T) {
 	if err != nil {
 		t.Skipf("needs the carried runtimes: %v", err)
 	}
-	cache := filepath.Join(os.TempDir(), "redoubt-agent-test-runtimes")
-	paths, err := bundle.Unpack(t.Context(), cache)
+	// Not shared: another run of this test would take it away under this one.
+	paths, err := bundle.Unpack(t.Context(), t.TempDir())
 	if err != nil {
 		t.Skipf("needs the carried runtimes: %v", err)
 	}
-	t.Cleanup(func() { os.RemoveAll(cache) })
 	before := links(t)
 
 	c := newControl(t)
