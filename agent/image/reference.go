@@ -16,6 +16,7 @@ import (
 	"net"
 	"path"
 	"regexp"
+	"strconv"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -61,9 +62,22 @@ var (
 func Parse(s string) (Reference, error) {
 	ref, err := parse(s)
 	if err != nil {
-		return Reference{}, fmt.Errorf("image reference %q: %w", s, err)
+		if strings.Contains(s, "@") && !strings.Contains(s, "@sha") {
+			// What stands before an @ may be a password.
+			return Reference{}, fmt.Errorf("image reference %q: %w", "…@"+clip(s[strings.LastIndexByte(s, '@')+1:]), err)
+		}
+		return Reference{}, fmt.Errorf("image reference %q: %w", clip(s), err)
 	}
 	return ref, nil
+}
+
+// clip shortens what an error repeats.
+func clip(s string) string {
+	const most = 100
+	if r := []rune(s); len(r) > most {
+		return string(r[:most]) + "…"
+	}
+	return s
 }
 
 func parse(s string) (Reference, error) {
@@ -76,6 +90,9 @@ func parse(s string) (Reference, error) {
 	if rest, ok := strings.CutPrefix(s, "oci:"); ok {
 		return parseLayout(rest)
 	}
+	if i := strings.Index(s, "://"); i >= 0 {
+		return Reference{}, fmt.Errorf("it is a URL; leave out %q", clip(s[:i+3]))
+	}
 	if full, ok := carriedNames[s]; ok {
 		s = full
 	}
@@ -83,14 +100,17 @@ func parse(s string) (Reference, error) {
 	if before, after, ok := strings.Cut(s, "@"); ok {
 		name, dgst = before, digest.Digest(after)
 		if err := dgst.Validate(); err != nil {
-			return Reference{}, fmt.Errorf("digest %q: %w", after, err)
+			if strings.ContainsAny(after, "/") {
+				return Reference{}, fmt.Errorf("credentials do not belong into a reference; give them to the node")
+			}
+			return Reference{}, fmt.Errorf("digest %q: %w", clip(after), err)
 		}
 	}
 	tag := ""
 	if i := strings.LastIndexByte(name, ':'); i > strings.LastIndexByte(name, '/') {
 		name, tag = name[:i], name[i+1:]
 		if !tagRe.MatchString(tag) {
-			return Reference{}, fmt.Errorf("tag %q is not 1 to 128 of letters, digits, '_', '.' and '-'", tag)
+			return Reference{}, fmt.Errorf("tag %q is not 1 to 128 of letters, digits, '_', '.' and '-'", clip(tag))
 		}
 	}
 	host, repo, ok := strings.Cut(name, "/")
@@ -103,12 +123,12 @@ func parse(s string) (Reference, error) {
 	if host == "docker.io" && !strings.Contains(repo, "/") {
 		repo = "library/" + repo
 	}
-	if !hostRe.MatchString(host) {
-		return Reference{}, fmt.Errorf("registry host %q is not a host name with an optional port", host)
+	if !hostRe.MatchString(host) || !portInRange(host) {
+		return Reference{}, fmt.Errorf("registry host %q is not a host name with an optional port", clip(host))
 	}
 	for _, c := range strings.Split(repo, "/") {
 		if !component.MatchString(c) {
-			return Reference{}, fmt.Errorf("name %q is not lower case letters, digits and single separators", repo)
+			return Reference{}, fmt.Errorf("name %q is not lower case letters, digits and single separators", clip(repo))
 		}
 	}
 	if tag == "" && dgst == "" {
@@ -131,7 +151,7 @@ func parseLayout(s string) (Reference, error) {
 	if i := strings.LastIndexByte(s, ':'); i > strings.LastIndexByte(s, '/') {
 		dir, tag = s[:i], s[i+1:]
 		if !tagRe.MatchString(tag) {
-			return Reference{}, fmt.Errorf("tag %q is not 1 to 128 of letters, digits, '_', '.' and '-'", tag)
+			return Reference{}, fmt.Errorf("tag %q is not 1 to 128 of letters, digits, '_', '.' and '-'", clip(tag))
 		}
 	}
 	if !path.IsAbs(dir) {
@@ -143,6 +163,15 @@ func parseLayout(s string) (Reference, error) {
 		ref.Name += ":" + tag
 	}
 	return ref, nil
+}
+
+func portInRange(host string) bool {
+	i := strings.LastIndexByte(host, ':')
+	if i < 0 || strings.HasSuffix(host, "]") {
+		return true
+	}
+	n, err := strconv.ParseUint(host[i+1:], 10, 16)
+	return err == nil && n > 0
 }
 
 // Loopback tells whether a registry host, with or without port, is this

@@ -2,6 +2,7 @@ package fleet
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 )
 
@@ -26,6 +27,10 @@ func (e *InvalidWorkload) Error() string {
 	name := e.Name
 	if name == "" {
 		name = "workload"
+	}
+	// It goes to terminals and logs as it is.
+	if quoted := strconv.Quote(name); quoted != `"`+name+`"` {
+		name = quoted
 	}
 	for i, f := range e.Fields {
 		if i > 0 {

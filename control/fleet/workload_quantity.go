@@ -71,6 +71,9 @@ func ParseMemory(s string) (int64, error) {
 				hint = fmt.Sprintf("; did you mean \"%s%si\"?", l[1], u)
 			}
 		}
+		if plain := looseMemory.FindStringSubmatch(s); plain != nil && len(plain[1]) > 15 {
+			hint = ", and more than any machine has"
+		}
 		return 0, fmt.Errorf("%q is not a quantity%s", clip(s), hint)
 	}
 	if m[2] == "" {

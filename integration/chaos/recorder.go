@@ -2,7 +2,9 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -75,7 +77,10 @@ func (r *recorder) file(node, path string) error {
 	data := make([]byte, st.Size()-r.read[path])
 	n, err := f.ReadAt(data, r.read[path])
 	if n == 0 {
-		return nil
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		return err
 	}
 	whole := bytes.LastIndexByte(data[:n], '\n') + 1
 	r.read[path] += int64(whole)

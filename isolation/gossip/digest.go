@@ -101,7 +101,7 @@ func DecodeDigest(b []byte) (Digest, error) {
 	}
 	p := &redoubtv1.Digest{}
 	if err := proto.Unmarshal(b[1:], p); err != nil {
-		return Digest{}, fmt.Errorf("decode digest: %w", err)
+		return Digest{}, errors.New("decode digest: it is not a message of this kind")
 	}
 	if p.GetNode() == "" {
 		return Digest{}, errors.New("decode digest: it names no node")
