@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -154,13 +153,7 @@ func (a *Agent) compose() error {
 		Dial: dialer(deps.Identity, deps.Dial), Node: &link{a}, Bulk: a.bulk, MoveAt: moveAt,
 		StatusChanged: a.statusChanged, ReportChanged: a.reportChanged, Hints: a.hints, TryNow: a.tryNow, Log: deps.Log,
 	})
-	dial := deps.Host.Dial
-	if dial == nil {
-		dial = func(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "tcp", to.String())
-		}
-	}
-	a.health = health.New(health.Deps{Exec: deps.Host.Driver.Exec, Dial: dial, Log: deps.Log})
+	a.health = newHealth(deps.Host, deps.Log)
 	a.loop = reconcile.NewLoop(reconcile.Deps{
 		Driver: deps.Host.Driver, Network: deps.Host.Network, Ledger: ledger{a.store, a.lease},
 		Assignments: a.assignments, Proof: a.reporter.Proof, ProofChanged: a.reporter.Watch(),

@@ -1,14 +1,37 @@
 package agent
 
 import (
+	"context"
 	"fmt"
+	"log/slog"
 	"math"
+	"net"
+	"net/netip"
+	"slices"
 	"strconv"
 	"time"
 
+	"redoubt.dev/redoubt/agent/driver"
 	"redoubt.dev/redoubt/agent/health"
 	redoubtv1 "redoubt.dev/redoubt/proto/redoubt/v1"
 )
+
+// newHealth makes what asks the instances of a host.
+func newHealth(host Host, log *slog.Logger) *health.Monitor {
+	dial := host.Dial
+	if dial == nil {
+		dial = func(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "tcp", to.String())
+		}
+	}
+	return health.New(health.Deps{
+		Exec: host.Driver.Exec, Dial: dial, Log: log,
+		Answers: func(ctx context.Context, id driver.ID) bool {
+			list, err := host.Driver.List(ctx)
+			return err == nil && slices.ContainsFunc(list, func(c driver.Container) bool { return c.ID == id && c.State == driver.StateRunning })
+		},
+	})
+}
 
 // readProbes fills in how a container is asked for its health.
 func readProbes(out *health.Probes, c *redoubtv1.Container) error {

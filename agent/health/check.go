@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -30,6 +31,8 @@ const (
 	headersRead = 16 << 10
 	messageRead = 4 << 10
 	outputKept  = 1 << 10
+	// answerWithin a runtime that works lists its containers.
+	answerWithin = 5 * time.Second
 	// answerShown is how much of what a command said is repeated.
 	answerShown = 80
 )
@@ -60,9 +63,23 @@ func (m *Monitor) ask(ctx context.Context, t Target, p *Probe) Outcome {
 		m.d.Log.Debug("a probe could not be put", "instance", t.Instance, "uid", t.UID, "err", err)
 		return Outcome{Void: true}
 	case errors.Is(context.Cause(ctx), context.DeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
+		if p.Exec != nil && !m.answers(ctx, t.ID) {
+			m.d.Log.Debug("a command did not end, and the runtime does not answer", "instance", t.Instance, "uid", t.UID)
+			return Outcome{Void: true}
+		}
 		return Outcome{Why: fmt.Sprintf("no answer within %s", p.Timeout)}
 	}
 	return Outcome{Why: clip(reason(err), 200)}
+}
+
+// answers asks the runtime after a time-out, whose own context has ended.
+func (m *Monitor) answers(ctx context.Context, id driver.ID) bool {
+	if m.d.Answers == nil {
+		return true
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), answerWithin)
+	defer cancel()
+	return m.d.Answers(ctx, id)
 }
 
 // reason is an error without what everybody knows: which address it was.

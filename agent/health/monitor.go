@@ -32,11 +32,15 @@ type Report struct {
 // Exec runs a command inside an instance to its end; a driver does.
 type Exec func(ctx context.Context, id driver.ID, spec driver.ExecSpec, streams driver.Streams) (code int, err error)
 
-// Deps of a Monitor; all are required.
+// Deps of a Monitor; all but Answers are required.
 type Deps struct {
 	Exec Exec
 	Dial Dial
-	Log  *slog.Logger
+	// Answers tells whether the runtime says of the container that it runs. It is
+	// asked where a command did not end in time: of a runtime that hangs no
+	// command ever ends, and the instance is not to blame.
+	Answers func(ctx context.Context, id driver.ID) bool
+	Log     *slog.Logger
 }
 
 // Monitor runs the probes of what Set names. Make one with New; Run it once.

@@ -109,20 +109,40 @@ func TestOnlyTheAttemptThatRunsIsReported(t *testing.T) {
 	})
 }
 
-// The node's own trouble restarts nothing.
+// The node's own trouble restarts nothing: a runtime that refuses, and one that
+// hangs, of which no command ever ends.
 func TestARuntimeThatDoesNotAnswerCondemnsNobody(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		m := New(Deps{Log: quiet, Exec: func(context.Context, driver.ID, driver.ExecSpec, driver.Streams) (int, error) {
+	for name, exec := range map[string]Exec{
+		"refuses": func(context.Context, driver.ID, driver.ExecSpec, driver.Streams) (int, error) {
 			return 0, fmt.Errorf("exec: %w", driver.ErrUnavailable)
-		}})
-		stop := run(t, m)
-		defer stop()
-		m.Set([]Target{{UID: "a", Attempt: 1, Probes: Probes{Liveness: &Probe{Exec: []string{"x"}, Period: time.Second, Timeout: time.Second, Success: 1, Failure: 1}}}})
-		time.Sleep(time.Hour)
-		if r := m.Reports()["a"]; r.Dead != "" {
-			t.Errorf("condemned: %s", r.Dead)
-		}
-	})
+		},
+		"hangs": func(ctx context.Context, _ driver.ID, _ driver.ExecSpec, _ driver.Streams) (int, error) {
+			<-ctx.Done()
+			return 0, ctx.Err()
+		},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			var works atomic.Bool
+			m := New(Deps{Log: quiet, Exec: exec, Answers: func(ctx context.Context, id driver.ID) bool {
+				if !works.Load() {
+					<-ctx.Done()
+				}
+				return works.Load() && id == "rd-a"
+			}})
+			stop := run(t, m)
+			defer stop()
+			m.Set([]Target{{UID: "a", ID: "rd-a", Attempt: 1, Probes: Probes{Liveness: &Probe{Exec: []string{"x"}, Period: time.Second, Timeout: time.Second, Success: 1, Failure: 1}}}})
+			time.Sleep(time.Hour)
+			if r := m.Reports()["a"]; r.Dead != "" {
+				t.Errorf("%s, and condemned: %s", name, r.Dead)
+			}
+			works.Store(true)
+			time.Sleep(time.Minute)
+			if r := m.Reports()["a"]; (r.Dead != "") != (name == "hangs") {
+				t.Errorf("it works again and %s: %q", name, r.Dead)
+			}
+		})
+	}
 }
 
 // asker is a monitor whose dial goes to one listener, whatever the address.

@@ -235,14 +235,19 @@ func (s *fleetAPI) describeWorkload(p *planned, w *fleet.StoredWorkload) *redoub
 	return out
 }
 
-// waitsFor is what the first instance says that was placed and does not run:
-// that its image is missing, or why it ended and is to be started again.
+// waitsFor is what the first instance says that was placed and is not as it
+// should be: that its image is missing, why it ended and is to be started again,
+// or why it is not ready.
 func waitsFor(instances []*fleet.Instance) string {
 	for _, i := range instances {
 		switch i.Status.Phase {
 		case fleet.InstanceAssigned, fleet.InstanceStarting, fleet.InstanceBackoff, fleet.InstanceRejected:
 			if !i.Stop && i.Status.Message != "" {
 				return i.Instance + ": " + i.Status.Message
+			}
+		case fleet.InstanceRunning:
+			if !i.Stop && i.Status.NotReady != "" {
+				return i.Instance + ": " + i.Status.NotReady
 			}
 		}
 	}

@@ -23,9 +23,10 @@ func TestExamplesAreWhatTheySay(t *testing.T) {
 		floor  isolation.Class
 		prefer isolation.Class
 	}{
-		"web":   {fleet.KindService, isolation.ClassSandbox, isolation.ClassVM},
-		"batch": {fleet.KindJob, isolation.ClassContainer, isolation.ClassUnknown},
-		"vault": {fleet.KindService, isolation.ClassVM, isolation.ClassUnknown},
+		"web":    {fleet.KindService, isolation.ClassSandbox, isolation.ClassVM},
+		"batch":  {fleet.KindJob, isolation.ClassContainer, isolation.ClassUnknown},
+		"vault":  {fleet.KindService, isolation.ClassVM, isolation.ClassUnknown},
+		"steady": {fleet.KindService, isolation.ClassSandbox, isolation.ClassUnknown},
 	}
 	files, err := filepath.Glob("../../../examples/*.yml")
 	if err != nil || len(files) != len(want) {

@@ -150,7 +150,7 @@ func instanceTable(t *table, instances []*redoubtv1.Instance) {
 		}
 		t.row(name, name, as.GetNode(), as.GetRuntime(), class(as.GetClass()), marked(phaseOf(i)), pid, orDash(st.GetAddress()),
 			st.GetRestarts(), since(i.GetCreated()),
-			as.GetSite(), orDash(as.GetVariant()), orDash(surfaceOf(st.GetMeasured())), orDash(st.GetKernel()), exit, orDash(st.GetImageDigest()), as.GetUid(), orDash(st.GetMessage()))
+			as.GetSite(), orDash(as.GetVariant()), orDash(surfaceOf(st.GetMeasured())), orDash(st.GetKernel()), exit, orDash(st.GetImageDigest()), as.GetUid(), orDash(endNote(i)))
 	}
 }
 
