@@ -146,8 +146,8 @@ func (a *app) root() *cobra.Command {
 		Short: "Run workloads on the strongest isolation that is proven",
 		Long: "Redoubt proves which container isolation each host can really deliver and runs\n" +
 			"each workload on the strongest that is feasible, never below its floor.\n\n" +
-			"To try it on this machine:   sudo redoubt dev\n" +
-			"and in a second terminal:    sudo redoubt run --prefer vm toolbox -- uname -a",
+			"To try it on this machine: `sudo redoubt dev`, and the rest in a second terminal.\n" +
+			"For real hosts: `redoubt server install` and `redoubt agent install`.",
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          nounArgs,
@@ -186,8 +186,27 @@ func (a *app) root() *cobra.Command {
 	root.SetHelpCommandGroupID("self")
 	root.SetCompletionCommandGroupID("self")
 	root.InitDefaultCompletionCmd(a.Args...)
+	for _, c := range root.Commands() {
+		if c.Name() == "completion" {
+			c.RemoveCommand(subcommand(c, "powershell")) // agents and servers are Linux
+		}
+	}
+	root.SetUsageTemplate(strings.NewReplacer(
+		".FlagUsages |", fmt.Sprintf(".FlagUsagesWrapped %d |", a.prose()),
+		`Use "{{.CommandPath}} [command] --help" for more information about a command.`, `"{{.CommandPath}} VERB --help" says more of a verb.`,
+	).Replace(root.UsageTemplate()))
 	a.completions(root)
+	exemplify(root)
 	return root
+}
+
+func subcommand(c *cobra.Command, name string) *cobra.Command {
+	for _, s := range c.Commands() {
+		if s.Name() == name {
+			return s
+		}
+	}
+	return nil
 }
 
 // flagError says which flag a person most likely meant.

@@ -111,8 +111,8 @@ func (a *app) agentInstallCommand() *cobra.Command {
 		Use: "install", Short: "Make this host a node: install, join, start, or mend that", Args: cobra.NoArgs,
 		Long: "Puts this program, a configuration, a unit of systemd, manual pages and\ncompletions in place, joins the fleet and starts the agent. Flags of `redoubt\nagent` go to " + install.Agent.Config + ", which is left alone once it was\nchanged by hand.\n\n" +
 			"Run again it upgrades the program and mends what is not as it should be; the\nagent is restarted only if something changed, and containers run on. The token is\nstored nowhere. Where systemd does not run, it says how to start the agent.",
-		Example: "  sudo ./redoubt agent install --join 10.0.0.1 --token-file oslo-1.token\n" +
-			"  sudo ./redoubt agent install --dry-run --join 10.0.0.1 --token-file oslo-1.token",
+		Example: "  sudo ./redoubt agent install --join 10.0.0.1 --token-file oslo.token\n" +
+			"  sudo ./redoubt agent install --token-file oslo.token --dry-run",
 	}
 	f := a.installFlags(c)
 	c.Flags().BoolVar(&f.noStart, "no-start", false, "join, but start and restart nothing")
@@ -194,12 +194,12 @@ func configAbout(daemon string) string {
 
 func (a *app) serverInstallCommand() *cobra.Command {
 	c := &cobra.Command{
-		Use: "install", Short: "Make this host a control server: install, begin or join a fleet, start", Args: cobra.NoArgs,
+		Use: "install", Short: "Make this host a control server: install, begin or join, start", Args: cobra.NoArgs,
 		Long: "Puts this program, a configuration, a unit of systemd, manual pages and\n" +
 			"completions in place, and starts a control server: the first of a new fleet with\n--trust-domain, or a further one with a token of `redoubt node join-token --role\nserver`. Flags of `redoubt server` go to " + install.Server.Config + ", which is left\nalone once it was changed by hand.\n\n" +
 			"Run again it upgrades the program and mends what is not as it should be. Where\nsystemd does not run, it says how to start the server.",
 		Example: "  sudo ./redoubt server install --trust-domain fleet.example --address 10.0.0.1\n" +
-			"  sudo ./redoubt server install --address 10.0.0.2 --join 10.0.0.1 --token-file s2.token",
+			"  sudo ./redoubt server install --address 10.0.0.2 --token-file s2.token",
 	}
 	f := a.installFlags(c)
 	c.Flags().BoolVar(&f.noStart, "no-start", false, "begin or join, but start and restart nothing")
