@@ -134,7 +134,7 @@ func (s *Server) open(ctx context.Context, node string, open *redoubtv1.StreamOp
 		}
 		if err != nil {
 			release()
-			return nil, nil, status.Errorf(codes.Unavailable, "the stream to node %s broke: %v", node, cause(err))
+			return nil, nil, streamBroke(node, err)
 		}
 		return st, release, nil
 	case <-timer.C:
@@ -227,7 +227,7 @@ func (s *fleetAPI) Exec(user grpc.BidiStreamingServer[redoubtv1.ExecRequest, red
 	for {
 		m, err := agent.Recv()
 		if err != nil {
-			return status.Errorf(codes.Unavailable, "the stream to node %s broke: %v", target.Node, cause(err))
+			return streamBroke(target.Node, err)
 		}
 		switch m := m.GetMessage().(type) {
 		case *redoubtv1.AttachRequest_Exec:
@@ -295,7 +295,7 @@ func (s *fleetAPI) PortForward(user grpc.BidiStreamingServer[redoubtv1.PortForwa
 			if user.Context().Err() != nil {
 				return user.Context().Err()
 			}
-			return status.Errorf(codes.Unavailable, "the stream to node %s broke: %v", target.Node, cause(err))
+			return streamBroke(target.Node, err)
 		}
 		switch m := m.GetMessage().(type) {
 		case *redoubtv1.AttachRequest_Forward:
@@ -407,4 +407,9 @@ func cause(err error) string {
 		return "its agent, or the connection to it, has ended"
 	}
 	return status.Convert(err).Message()
+}
+
+// streamBroke says that a stream ended before what it carried did.
+func streamBroke(node string, err error) error {
+	return status.Errorf(codes.Unavailable, "the stream to node %s broke: %v; `redoubt node status %s` shows how the node is", node, cause(err), node)
 }

@@ -135,9 +135,11 @@ func commandID() string { return rand.Text() }
 // await waits until a service is ready as it should be, or a job has completed.
 func (a *app) await(ctx context.Context, f *connection, wait *waiting, namespace, name string) error {
 	var (
-		last, why string
-		behind    *redoubtv1.Instance // one that keeps it from being there
+		why    string
+		behind *redoubtv1.Instance // one that keeps it from being there
 	)
+	m := a.meter()
+	defer m.end()
 	err := f.watch(ctx, namespace, func(ctx context.Context) (bool, error) {
 		resp, err := f.ExplainWorkload(ctx, &redoubtv1.ExplainWorkloadRequest{Namespace: namespace, Name: name})
 		if err != nil {
@@ -147,10 +149,8 @@ func (a *app) await(ctx context.Context, f *connection, wait *waiting, namespace
 		st := w.GetStatus()
 		why = e.GetSummary()
 		behind = laggard(st)
-		if now := progress(w); now != last {
-			a.say("%s", now)
-			last = now
-		}
+		done, total := howFar(w)
+		m.show(done, total, progress(w))
 		if w.GetSpec().GetKind() == string(fleet.KindJob) {
 			switch st.GetPhase() {
 			case redoubtv1.WorkloadPhase_WORKLOAD_PHASE_COMPLETED:
@@ -224,15 +224,24 @@ func progress(w *redoubtv1.StoredWorkload) string {
 	return s
 }
 
-// ready says how many of a workload are as they should be.
-func ready(w *redoubtv1.StoredWorkload) string {
+// howFar counts what of a workload is as it should be, and what should be.
+func howFar(w *redoubtv1.StoredWorkload) (done, total int) {
 	st := w.GetStatus()
 	if w.GetSpec().GetKind() == string(fleet.KindJob) {
 		want := uint32(1)
 		if j := w.GetSpec().GetJob(); j != nil && j.Completions != nil {
 			want = j.GetCompletions()
 		}
-		return fmt.Sprintf("%d of %d done", st.GetSucceeded(), want)
+		return int(st.GetSucceeded()), int(want)
 	}
-	return fmt.Sprintf("%d of %d", readyCount(st), st.GetDesired())
+	return int(readyCount(st)), int(st.GetDesired())
+}
+
+// ready says how many of a workload are as they should be.
+func ready(w *redoubtv1.StoredWorkload) string {
+	done, total := howFar(w)
+	if w.GetSpec().GetKind() == string(fleet.KindJob) {
+		return fmt.Sprintf("%d of %d done", done, total)
+	}
+	return fmt.Sprintf("%d of %d", done, total)
 }

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -116,8 +117,11 @@ func (a *app) contextAddCommand() *cobra.Command {
 			return err
 		}
 		f, err := identity.LoadFile(file)
-		if err != nil {
+		if err != nil && strings.Contains(err.Error(), "chmod") {
 			return err
+		}
+		if err != nil {
+			return fmt.Errorf("%w; get the whole file anew from who made it, or with `redoubt server admin-context FILE` on a server's host", err)
 		}
 		if exists(cs.path(name)) && !*replace {
 			return fmt.Errorf("there is a context %q already; choose another name, or --replace it", name)

@@ -337,7 +337,7 @@ func (s fakeServer) ListEvents(_ context.Context, req *redoubtv1.ListEventsReque
 func (s fakeServer) WatchEvents(req *redoubtv1.WatchEventsRequest, stream redoubtv1.FleetService_WatchEventsServer) error {
 	events := s.selected(req.GetFilter(), req.GetAfter())
 	if len(events) == 0 {
-		return status.Error(codes.InvalidArgument, "the test has no more events")
+		return status.Error(codes.InvalidArgument, "the test has no more events; it is over")
 	}
 	if err := stream.Send(&redoubtv1.WatchEventsResponse{Events: events[:1], Sequence: events[0].GetSequence(), Gap: events[0].GetSequence() > req.GetAfter()+1}); err != nil {
 		return err
@@ -569,7 +569,7 @@ func (s fakeServer) Exec(stream grpc.BidiStreamingServer[redoubtv1.ExecRequest, 
 	case "complain":
 		err = stream.Send(&redoubtv1.ExecResponse{Message: &redoubtv1.ExecResponse_Stderr{Stderr: []byte("complaint\n")}})
 	case "hang-up":
-		return status.Error(codes.Unavailable, "the stream to node oslo-1 broke: it ended early")
+		return status.Error(codes.Unavailable, "the stream to node oslo-1 broke: it ended early; `redoubt node status oslo-1` shows how the node is")
 	case "signal":
 		if err := out("ready\n"); err != nil {
 			return err

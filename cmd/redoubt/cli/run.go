@@ -287,7 +287,7 @@ func (j *attended) follow(ctx context.Context, timeout time.Duration) (last *red
 			// It has one attempt, so this was no end of it: it could not begin. The
 			// agent would try for ever; who waits wants to know.
 			as := last.GetAssignment()
-			return false, fmt.Errorf("%s could not start on %s under %s: %s", as.GetInstance(), as.GetNode(), as.GetRuntime(), last.GetStatus().GetMessage())
+			return false, fmt.Errorf("%s could not start on %s under %s: %s; `redoubt events --workload %s` shows each step", as.GetInstance(), as.GetNode(), as.GetRuntime(), last.GetStatus().GetMessage(), j.w.GetName())
 		}
 		begins := last != nil && (phase == redoubtv1.InstancePhase_INSTANCE_PHASE_RUNNING ||
 			phase == redoubtv1.InstancePhase_INSTANCE_PHASE_SUCCEEDED || phase == redoubtv1.InstancePhase_INSTANCE_PHASE_FAILED)
@@ -304,7 +304,7 @@ func (j *attended) follow(ctx context.Context, timeout time.Duration) (last *red
 			})
 		}
 		if !started && timeout > 0 && time.Since(begun) > timeout {
-			return false, fmt.Errorf("%s has not started after %s. %s", j.w.GetName(), timeout, w.GetStatus().GetWhy())
+			return false, fmt.Errorf("%s has not started after %s: %s; give it a longer --timeout, or another --floor", j.w.GetName(), timeout, strings.TrimSuffix(w.GetStatus().GetWhy(), "."))
 		}
 		over := w.GetStatus().GetPhase()
 		return over == redoubtv1.WorkloadPhase_WORKLOAD_PHASE_COMPLETED || over == redoubtv1.WorkloadPhase_WORKLOAD_PHASE_FAILED, nil

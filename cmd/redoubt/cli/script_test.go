@@ -1,7 +1,6 @@
 package cli_test
 
 import (
-	"context"
 	"encoding/json"
 	"flag"
 	"fmt"
@@ -29,7 +28,7 @@ func TestMain(m *testing.M) {
 			env := cli.Process()
 			env.DevContext = os.Getenv("TEST_DEV_CONTEXT")
 			cli.Version = "v0-test"
-			os.Exit(cli.Run(context.Background(), env))
+			os.Exit(shaped(env))
 		},
 	})
 }
@@ -44,6 +43,12 @@ type worldKey struct{}
 //	fleet seen N           every command id was seen at most N times, one N times
 //	fleet tidy FILE        take what varies out of a file that was printed
 func TestScripts(t *testing.T) {
+	shapes := filepath.Join(t.TempDir(), "shapes")
+	t.Cleanup(func() {
+		if text, err := os.ReadFile(shapes); err == nil {
+			t.Errorf("errors that are not of the one shape:\n%s", text)
+		}
+	})
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
 		UpdateScripts:       *rewrite,
@@ -67,6 +72,7 @@ func TestScripts(t *testing.T) {
 			env.Values[worldKey{}] = w
 			env.Setenv("HOME", filepath.Join(env.WorkDir, "home"))
 			env.Setenv("SERVER", address)
+			env.Setenv(shapeFile, shapes)
 			state, err := filepath.Abs("testdata/state.json")
 			if err != nil {
 				return err

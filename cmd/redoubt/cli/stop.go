@@ -66,7 +66,9 @@ func (a *app) stopCommand() *cobra.Command {
 
 // awaitStop waits until the workload is forgotten.
 func (a *app) awaitStop(ctx context.Context, f *connection, wait *waiting, name string) error {
-	last, left := "", 0
+	left, most := 0, 0
+	m := a.meter()
+	defer m.end()
 	err := f.watch(ctx, a.namespace, func(ctx context.Context) (bool, error) {
 		resp, err := f.GetWorkload(ctx, &redoubtv1.GetWorkloadRequest{Namespace: a.namespace, Name: name})
 		if status.Code(err) == codes.NotFound {
@@ -85,10 +87,8 @@ func (a *app) awaitStop(ctx context.Context, f *connection, wait *waiting, name 
 				left++
 			}
 		}
-		if now := fmt.Sprintf("%s: stopping, %s left", named(a.namespace, name), plural(left, "instance", "instances")); now != last {
-			a.say("%s", now)
-			last = now
-		}
+		most = max(most, left)
+		m.show(most-left, most, fmt.Sprintf("%s: stopping, %s left", named(a.namespace, name), plural(left, "instance", "instances")))
 		return false, nil
 	})
 	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() != nil {

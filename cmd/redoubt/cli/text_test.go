@@ -89,3 +89,27 @@ func TestAPrefixerHoldsNoLineForEver(t *testing.T) {
 		t.Errorf("it ends in %q", b.String()[b.Len()-40:])
 	}
 }
+
+func TestWaitingIsABarOnATerminalAndLinesElsewhere(t *testing.T) {
+	show := func(width int) string {
+		var b bytes.Buffer
+		m := &meter{w: &b, width: width}
+		for _, s := range []struct {
+			done int
+			text string
+		}{{0, "web: pending, 0 of 2"}, {0, "web: pending, 0 of 2"}, {1, "web: starting, 1 of 2; pulling\nan image of a long name"}, {2, "web: running, 2 of 2"}} {
+			m.show(s.done, 2, s.text)
+		}
+		m.end()
+		return b.String()
+	}
+	if got, want := show(0), "web: pending, 0 of 2\nweb: starting, 1 of 2; pulling\nan image of a long name\nweb: running, 2 of 2\n"; got != want {
+		t.Errorf("elsewhere it reads %q, want %q", got, want)
+	}
+	const clear = "\r\x1b[K"
+	want := clear + "[............] web: pending, 0 of 2" + clear + "[######......] web: starting, 1 of 2;…" +
+		clear + "[############] web: running, 2 of 2" + clear + "web: running, 2 of 2\n"
+	if got := show(40); got != want {
+		t.Errorf("on a terminal it reads\n%q, want\n%q", got, want)
+	}
+}
