@@ -74,6 +74,8 @@ type Deps struct {
 	Log             *slog.Logger
 	Dial            DialContext
 	GossipTransport gossip.Transport
+	// Metrics is filled by the agent; nil: its own, which nobody reads.
+	Metrics *Metrics
 	// BootClock and BootID replace the kernel's, for simulations.
 	BootClock func() time.Duration
 	BootID    string
@@ -127,10 +129,14 @@ func New(cfg Config, deps Deps) (*Agent, error) {
 		hints: make(chan *redoubtv1.Hint, 256), statusChanged: make(chan struct{}, 1), reportChanged: make(chan struct{}, 1),
 		tryNow: make(chan struct{}, 1),
 	}
+	if a.deps.Metrics == nil {
+		a.deps.Metrics = NewMetrics()
+	}
 	if err := a.compose(); err != nil {
 		st.Close()
 		return nil, err
 	}
+	a.deps.Metrics.a = a
 	return a, nil
 }
 
@@ -155,7 +161,7 @@ func (a *Agent) compose() error {
 	})
 	a.health = newHealth(deps.Host, deps.Log)
 	a.loop = reconcile.NewLoop(reconcile.Deps{
-		Driver: deps.Host.Driver, Network: deps.Host.Network, Ledger: ledger{a.store, a.lease},
+		Driver: meteredDriver{deps.Host.Driver, deps.Metrics}, Network: deps.Host.Network, Ledger: ledger{a.store, a.lease},
 		Assignments: a.assignments, Proof: a.reporter.Proof, ProofChanged: a.reporter.Watch(),
 		Connected: a.session.Connected, Now: a.now, Health: a.health, Measure: a.measure,
 		LogPath: a.bulk.logPath, LogGone: func(uid string) {

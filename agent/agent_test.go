@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"redoubt.dev/redoubt/agent/driver"
 	"redoubt.dev/redoubt/agent/driver/fake"
 	"redoubt.dev/redoubt/agent/reconcile"
@@ -72,7 +74,7 @@ func TestEnrolRunExecLogsRestartStop(t *testing.T) {
 	defer host.Close()
 	d := host.NewDriver("n1")
 	enrol(t, c, dir)
-	_, stop := launch(t, dir, d)
+	agent, stop := launch(t, dir, d)
 	c.assign(func() { c.assigned = []*redoubtv1.Assignment{web("u1", "echo hello; sleep 1000")} })
 	running := func() bool {
 		return c.status("u1").GetPhase() == redoubtv1.InstancePhase_INSTANCE_PHASE_RUNNING
@@ -83,6 +85,21 @@ func TestEnrolRunExecLogsRestartStop(t *testing.T) {
 		t.Errorf("hello: %v", c.hello)
 	}
 	pid := c.status("u1").GetPid()
+	reg := prometheus.NewPedanticRegistry()
+	reg.MustRegister(agent.deps.Metrics)
+	families, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		`name:"redoubt_agent_session_up" help:"1 while a server answers this agent." type:GAUGE metric:{gauge:{value:1}}`,
+		`label:{name:"phase" value:"running"} gauge:{value:1}`, `histogram:{sample_count:1 `,
+		`label:{name:"state" value:"verified"}`, `redoubt_agent_log_bytes`, `redoubt_agent_svid_expiry_timestamp_seconds`,
+	} {
+		if text := strings.ReplaceAll(fmt.Sprint(families), "  ", " "); !strings.Contains(text, want) {
+			t.Errorf("the metrics lack %s:\n%s", want, text)
+		}
+	}
 
 	talk := func(open *redoubtv1.StreamOpen) (out string, code int32, problem *redoubtv1.AttachError) {
 		done := make(chan struct{})

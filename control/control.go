@@ -27,6 +27,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"golang.org/x/sync/errgroup"
@@ -122,6 +123,8 @@ type Config struct {
 	// Started, if set, is called once the server has its log and listens; it may
 	// know no leader for long yet.
 	Started func()
+	// Registry, if set, takes this server's metrics.
+	Registry prometheus.Registerer
 	// Ready, if set, is called once the server knows a leader.
 	Ready func()
 }
@@ -189,11 +192,12 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		}
 		listeners[i] = l
 	}
+	metrics := server.NewMetrics()
 	store := state.NewStore()
 	layer := consensus.NewLayer(listeners[1], consensus.MutualTLS(source, identity.AuthorizeServers(td)), nil)
 	node, err := consensus.Open(consensus.Config{
 		ServerID: set.ID, ClusterID: set.ClusterID, Dir: filepath.Join(cfg.Dir, "raft"), Address: set.RaftAddress,
-		Layer: layer, Store: store, Logger: log, Timing: cfg.Raft,
+		Layer: layer, Store: store, Logger: log, Timing: cfg.Raft, Meter: metrics,
 	})
 	if err != nil {
 		return errors.Join(err, listeners[0].Close(), layer.Close(), listeners[2].Close())
@@ -207,7 +211,13 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	srv := server.New(server.Config{
 		ID: set.ID, Version: cfg.Version, AdvertiseAPI: set.APIAddress,
 		NodeTTL: cfg.NodeTTL, UserTTL: cfg.UserTTL, RenewWindow: cfg.RenewWindow, Timing: cfg.Timing,
-	}, td, server.Parts{Consensus: node, Store: store, Leader: lead, Authority: authority, Source: source, Log: log})
+	}, td, server.Parts{Consensus: node, Store: store, Leader: lead, Authority: authority, Source: source, Metrics: metrics, Log: log})
+	lead.Meter(metrics.Planned)
+	if cfg.Registry != nil {
+		if err := cfg.Registry.Register(metrics); err != nil {
+			return errors.Join(fmt.Errorf("register metrics: %w", err), node.Close(), listeners[0].Close(), listeners[2].Close())
+		}
+	}
 	lead.Join(node, srv.PeerApplied)
 	lead.Record(set.ID)
 

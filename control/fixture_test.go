@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
@@ -45,6 +46,7 @@ type running struct {
 	id        string
 	dir       string
 	addresses Addresses
+	metrics   *prometheus.Registry // of its present life
 	stop      context.CancelFunc
 	done      chan error
 }
@@ -101,9 +103,11 @@ func (c *cluster) start(s *running) {
 	ctx, cancel := context.WithCancel(context.Background())
 	s.stop, s.done = cancel, make(chan error, 1)
 	ready := make(chan struct{})
+	s.metrics = prometheus.NewPedanticRegistry()
 	go func() {
 		s.done <- Run(ctx, Config{
-			Dir: s.dir, Version: "test", Timing: c.timing, Log: c.log(), Ready: func() { close(ready) },
+			Registry: s.metrics,
+			Dir:      s.dir, Version: "test", Timing: c.timing, Log: c.log(), Ready: func() { close(ready) },
 			Raft: raftTiming,
 		})
 	}()

@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -107,6 +108,9 @@ func TestNoCallerExhaustsAServer(t *testing.T) {
 		if n := open.Load(); n > 2048 {
 			t.Errorf("%d streams of one user are open", n)
 		}
+		if n := c.metric("s1", "redoubt_server_refused_total"); int64(n) < refused.Load() {
+			t.Errorf("%v refusals are counted, %d were met", n, refused.Load())
+		}
 		cancel()
 		wg.Wait()
 		if n := others.Load(); n > 0 {
@@ -144,6 +148,67 @@ func TestNoCallerExhaustsAServer(t *testing.T) {
 		if grown := c.applied() - before; grown > 200 {
 			t.Errorf("statuses of no instance made %d log entries", grown)
 		}
+	})
+}
+
+// metric sums a figure of a server over the labels that are not given.
+func (c *cluster) metric(server, name string, labels ...string) (sum float64) {
+	c.t.Helper()
+	families, err := c.servers[server].metrics.Gather()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() != name {
+			continue
+		}
+		for _, m := range f.GetMetric() {
+			text := fmt.Sprint(m.GetLabel())
+			if !slices.ContainsFunc(labels, func(l string) bool { return !strings.Contains(text, `"`+l+`"`) }) {
+				sum += m.GetGauge().GetValue() + m.GetCounter().GetValue() + float64(m.GetHistogram().GetSampleCount())
+			}
+		}
+	}
+	return sum
+}
+
+// TestMetricsTellWhatHappened: figures of a server that leads, has an agent, a
+// workload that nobody takes, and calls.
+func TestMetricsTellWhatHappened(t *testing.T) {
+	c, _, _ := placed(t, "s1")
+	c.eventually("the figures", func() error {
+		for _, tt := range []struct {
+			name  string
+			least float64
+			label []string
+		}{
+			{"redoubt_server_raft_leader", 1, nil},
+			{"redoubt_server_raft_voters", 1, nil},
+			{"redoubt_server_nodes", 1, nil},
+			{"redoubt_server_instances", 1, []string{"assigned"}},
+			{"redoubt_server_workloads", 1, []string{"wanted"}},
+			{"redoubt_server_plan_seconds", 1, nil},
+			{"redoubt_server_propose_seconds", 3, []string{"done"}},
+			{"redoubt_server_requests_total", 1, []string{"ApplyWorkload", "OK"}},
+			{"redoubt_server_svid_expiry_timestamp_seconds", float64(time.Now().Unix()), nil},
+		} {
+			if got := c.metric("s1", tt.name, tt.label...); got < tt.least {
+				return fmt.Errorf("%s %v is %v, at least %v", tt.name, tt.label, got, tt.least)
+			}
+		}
+		return nil
+	})
+	if got := c.metric("s1", "redoubt_server_store_failing"); got != 0 {
+		t.Errorf("its store is failing: %v", got)
+	}
+	if _, err := c.fleet().ApplyWorkload(c.ctx(), &redoubtv1.ApplyWorkloadRequest{Workload: service("many", 500)}); err != nil {
+		t.Fatal(err)
+	}
+	c.eventually("what is pending", func() error {
+		if got := c.metric("s1", "redoubt_server_pending_instances"); got < 1 {
+			return fmt.Errorf("%v", got)
+		}
+		return nil
 	})
 }
 

@@ -43,6 +43,9 @@ type Config struct {
 	Store     *state.Store
 	Logger    *slog.Logger
 
+	// Meter, if set, is told of every proposal.
+	Meter Meter
+
 	Timing Timing // zero: DefaultTiming
 	// SnapshotEvery so many log entries a snapshot is made, and Trailing entries
 	// are kept behind it for followers that are a little late. Zero: 8192, 10240.
@@ -55,6 +58,11 @@ type Config struct {
 	// HandOver bounds how long a clean stop waits for leadership to move.
 	// Zero: 5 s.
 	HandOver time.Duration
+}
+
+// Meter takes how long a proposal took, and what came of it.
+type Meter interface {
+	Proposed(time.Duration, error)
 }
 
 // Node is this server's part in the fleet's consensus. All its methods may be

@@ -39,6 +39,15 @@ type Result struct {
 // without an id gets one, and cannot be recognised when proposed again. The
 // time is always stamped here; cmd itself is not changed.
 func (n *Node) Propose(ctx context.Context, cmd *redoubtv1.Command) (Result, error) {
+	begun := time.Now()
+	r, err := n.propose(ctx, cmd)
+	if n.cfg.Meter != nil {
+		n.cfg.Meter.Proposed(time.Since(begun), err)
+	}
+	return r, err
+}
+
+func (n *Node) propose(ctx context.Context, cmd *redoubtv1.Command) (Result, error) {
 	r, release, err := n.running()
 	if err != nil {
 		return Result{}, err

@@ -42,6 +42,8 @@ type Leader struct {
 	members   Membership
 	applied   Applied
 
+	planned func(d time.Duration, pending map[string]int)
+
 	term atomic.Pointer[term]
 }
 
@@ -70,6 +72,10 @@ func (l *Leader) Join(m Membership, applied Applied) { l.members, l.applied = m,
 // Record makes each term keep events, in the name of the server id. To be called
 // before Run.
 func (l *Leader) Record(id string) { l.id = id }
+
+// Meter has planned told how long each plan took, and how many instances it left
+// pending by their first deciding reason. To be called before Run.
+func (l *Leader) Meter(planned func(d time.Duration, pending map[string]int)) { l.planned = planned }
 
 // Run leads term number until ctx ends. The caller ends ctx when leadership is
 // lost, and calls again for the next term.

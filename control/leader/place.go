@@ -28,7 +28,11 @@ func (t *term) place(ctx context.Context) error {
 	for {
 		ws := state.NewWatchSet()
 		view := t.store.Snapshot()
+		begun := time.Now()
 		plan := placement.Plan(t.input(view, ws), t.policy)
+		if t.planned != nil {
+			t.planned(time.Since(begun), pendingReasons(plan))
+		}
 		t.notes.plan(plan, time.Now(), func(namespace, workload string) *fleet.Event {
 			events := view.EventsOf(fleet.EventWorkload, namespace, workload)
 			if len(events) == 0 {
@@ -59,6 +63,21 @@ func (t *term) place(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+func pendingReasons(p placement.Result) map[string]int {
+	reasons := map[string]int{}
+	for _, e := range p.Explanations {
+		if e.Pending == 0 {
+			continue
+		}
+		code := "other"
+		if len(e.Groups) > 0 {
+			code = e.Groups[0].Code
+		}
+		reasons[code] += e.Pending
+	}
+	return reasons
 }
 
 // waitForChange returns when the state or what was heard may have changed, or

@@ -70,6 +70,9 @@ type admission struct {
 	each       map[identity.ID]*usage
 	handshakes int
 	from       map[string]int
+	// refused is told of each refusal, with the name of its limit; it must not
+	// block.
+	refused func(limit string)
 }
 
 // usage is what one node or user holds. It is forgotten a minute after the last.
@@ -80,7 +83,7 @@ type usage struct {
 }
 
 func newAdmission() *admission {
-	return &admission{each: map[identity.ID]*usage{}, from: map[string]int{}}
+	return &admission{each: map[identity.ID]*usage{}, from: map[string]int{}, refused: func(string) {}}
 }
 
 // of returns the caller's usage; it needs mu.
@@ -109,6 +112,7 @@ func (a *admission) handshake(address string) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.handshakes >= maxHandshakes || a.from[address] >= maxHandshakesEach {
+		a.refused("handshakes")
 		return fmt.Errorf("%d connections are being opened, %d of them from %s: at most %d and %d", a.handshakes, a.from[address], address, maxHandshakes, maxHandshakesEach)
 	}
 	a.handshakes++
@@ -131,8 +135,10 @@ func (a *admission) connect(id identity.ID) error {
 	u := a.of(id, time.Now())
 	switch {
 	case metered(id) && u.connections >= maxConnectionsEach:
+		a.refused("connections")
 		return fmt.Errorf("%s holds %d connections, its limit", id, u.connections)
 	case metered(id) && a.total >= maxConnections:
+		a.refused("connections")
 		return fmt.Errorf("%d connections are open on this server, its limit", a.total)
 	}
 	u.connections++
@@ -170,9 +176,11 @@ func (a *admission) begin(id identity.ID) error {
 	defer a.mu.Unlock()
 	u := a.of(id, time.Now())
 	if u.calls >= maxCallsEach {
+		a.refused("calls")
 		return status.Errorf(codes.ResourceExhausted, "%s %s has %d calls open on this server, its limit: end some, or use another server", id.Kind(), id.Name(), maxCallsEach)
 	}
 	if !u.rate.Allow() {
+		a.refused("rate")
 		return status.Errorf(codes.ResourceExhausted, "%s %s makes more than %d calls a second on this server, its limit: slow down", id.Kind(), id.Name(), callsPerSecond)
 	}
 	u.calls++
@@ -258,7 +266,7 @@ func (s *Server) limitedServer(creds credentials.TransportCredentials) *grpc.Ser
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 20 * time.Second, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: pingsNoOftenerThan, PermitWithoutStream: true}),
 		grpc.ConnectionTimeout(20*time.Second),
-		grpc.ChainUnaryInterceptor(s.unaryAuthorizer), grpc.ChainStreamInterceptor(s.streamAuthorizer),
+		grpc.ChainUnaryInterceptor(s.metrics.unaryMeter, s.unaryAuthorizer), grpc.ChainStreamInterceptor(s.metrics.streamMeter, s.streamAuthorizer),
 	)
 }
 

@@ -77,7 +77,9 @@ type Parts struct {
 	Leader    *leader.Leader
 	Authority *ca.Authority
 	Source    identity.Source
-	Log       *slog.Logger
+	// Metrics is filled by the server; nil: its own, which nobody reads.
+	Metrics *Metrics
+	Log     *slog.Logger
 }
 
 // Server serves one control server's API and enrolment.
@@ -99,6 +101,7 @@ type Server struct {
 	enrollRate     *rate.Limiter
 	fleetAPI       *fleetAPI
 	admission      *admission
+	metrics        *Metrics
 	refusals       *rate.Limiter // of connections, in the log
 	snapshots      chan struct{} // places for those being sent
 	stopping       chan struct{}
@@ -132,6 +135,12 @@ func New(cfg Config, td spiffeid.TrustDomain, p Parts) *Server {
 			grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswer)))
 	})
 	s.fleetAPI = &fleetAPI{Server: s}
+	s.metrics = p.Metrics
+	if s.metrics == nil {
+		s.metrics = NewMetrics()
+	}
+	s.metrics.s = s
+	s.admission.refused = func(limit string) { s.metrics.refused.WithLabelValues(limit).Inc() }
 	return s
 }
 

@@ -42,6 +42,13 @@ type waiter struct {
 	ended    sync.Once
 }
 
+// count is how many are waiting or paired.
+func (r *rendezvous) count() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.waiting)
+}
+
 func newRendezvous() *rendezvous { return &rendezvous{waiting: map[string]*waiter{}} }
 
 // expect registers a stream for node. The caller must call release; more than

@@ -17,6 +17,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"redoubt.dev/redoubt/agent"
 	"redoubt.dev/redoubt/agent/canary"
 	"redoubt.dev/redoubt/agent/driver/fake"
@@ -63,7 +65,9 @@ type Config struct {
 	Labels                      map[string]string
 	ProbeEvery                  time.Duration
 	Version                     string
-	Log                         *slog.Logger
+	// Registry, if set, takes this agent's metrics.
+	Registry prometheus.Registerer
+	Log      *slog.Logger
 	// Ready, if set, is called once the node has its identity and its host, and
 	// begins to work: it may have no session for long yet.
 	Ready func(agent.Member)
@@ -119,11 +123,17 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, closeHost()) }()
+	metrics := agent.NewMetrics()
+	if cfg.Registry != nil {
+		if err := cfg.Registry.Register(metrics); err != nil {
+			return fmt.Errorf("register metrics: %w", err)
+		}
+	}
 	a, err := agent.New(agent.Config{
 		Member: member, DataDir: cfg.DataDir, Version: cfg.Version, Labels: cfg.Labels,
 		GossipBind: cfg.GossipBind, GossipAdvertise: cfg.GossipAdvertise,
 		ProbeEvery: cfg.ProbeEvery, AllowHostPaths: cfg.AllowHostPaths,
-	}, agent.Deps{Host: host, Identity: disk, Log: cfg.Log})
+	}, agent.Deps{Host: host, Identity: disk, Metrics: metrics, Log: cfg.Log})
 	if err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 
 	"redoubt.dev/redoubt/agent"
@@ -43,6 +44,7 @@ func (a *app) agentVerb() (c *cobra.Command, settle func(mayJoin bool) (node.Con
 	token, file := tokenFlags(f)
 	address := f.String("address", "", "`IP` that the site's other agents reach this one at (default: the one towards a server)")
 	port := f.Int("gossip-port", node.GossipPort, "port of the site's gossip; 0: no gossip")
+	metrics := metricsFlag(c)
 	f.StringVar(&cfg.Runtimes, "runtimes", node.RuntimesCarried, "carried: those in this program; host: those on PATH")
 	f.StringVar(&cfg.RuntimesDir, "runtimes-dir", "", "where carried runtimes are unpacked; agents of one host may share it (default: in --data-dir)")
 	f.StringVar(&cfg.Containerd, "containerd", "", "`SOCKET` of a containerd that is there already (default: a private one)")
@@ -65,7 +67,10 @@ func (a *app) agentVerb() (c *cobra.Command, settle func(mayJoin bool) (node.Con
 		}
 		return a.supervised(c.Context(), func(ctx context.Context, ready func(string)) error {
 			cfg.Ready = func(m agent.Member) { ready("node " + m.Node + " of site " + m.Site) }
-			return node.Run(ctx, cfg)
+			return withMetrics(ctx, *metrics, func(ctx context.Context, reg prometheus.Registerer) error {
+				cfg.Registry = reg
+				return node.Run(ctx, cfg)
+			})
 		})
 	}
 	return c, settle

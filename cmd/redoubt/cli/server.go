@@ -8,6 +8,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 
 	"redoubt.dev/redoubt/control"
@@ -39,6 +40,7 @@ func (a *app) serverVerb() *cobra.Command {
 	f.DurationVar(&cfg.RenewWindow, "renew-window", 30*24*time.Hour, "how long after its certificate's end an enrolled node may renew")
 	f.DurationVar(&cfg.Timing.Heartbeat, "heartbeat", cfg.Timing.Heartbeat, "how often agents speak; a node is silent after three times that")
 	f.DurationVar(&cfg.Timing.FreshFor, "fresh-for", cfg.Timing.FreshFor, "how long a canary's proof counts")
+	metrics := metricsFlag(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		if *ttl < 20*time.Second {
 			return fmt.Errorf("--svid-ttl %s: at least 20s, so that a renewal can be tried more than once", *ttl)
@@ -53,7 +55,10 @@ func (a *app) serverVerb() *cobra.Command {
 		cfg.Ready = func() { a.log.Info("serving") }
 		err := a.supervised(c.Context(), func(ctx context.Context, ready func(string)) error {
 			cfg.Started = func() { ready("listening") }
-			return control.Run(ctx, cfg)
+			return withMetrics(ctx, *metrics, func(ctx context.Context, reg prometheus.Registerer) error {
+				cfg.Registry = reg
+				return control.Run(ctx, cfg)
+			})
 		})
 		if errors.Is(err, control.ErrRemoved) {
 			// Its supervisor must tell this from a failure: a restart is no use.
