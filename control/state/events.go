@@ -1,6 +1,7 @@
 package state
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"fmt"
 	"math"
@@ -19,7 +20,7 @@ import (
 // workload hides its own past before its neighbours', and a noisy tenant his own
 // before the fleet's.
 const (
-	// EventsPerObject is of a workload with all its instances, a node, a server.
+	// EventsPerObject is of a workload, of all its instances, a node, a server.
 	EventsPerObject    = 64
 	EventsPerNamespace = 1024
 	EventsInAll        = 4096
@@ -34,12 +35,13 @@ type eventScope struct {
 	count int
 }
 
-// eventObject is what the bound of one object counts: a workload with its
-// instances, a node, or a server.
+// eventObject is what the bound of one object counts: a workload, all of its
+// instances together, a node, or a server. Apart from its instances, so that what
+// people did to a workload outlives their noise.
 func eventObject(e *fleet.Event) []byte {
 	switch e.Kind {
 	case fleet.EventWorkload, fleet.EventInstance:
-		return key(string(fleet.EventWorkload), e.Namespace, e.Workload)
+		return key(string(e.Kind), e.Namespace, e.Workload)
 	}
 	return key(string(e.Kind), e.Name)
 }
@@ -89,12 +91,16 @@ func (a *apply) note(e fleet.Event) {
 	// As a snapshot would give it back.
 	now := timeFromProto(timeToProto(a.now))
 	e.Message, e.First, e.Last, e.Count = eventLine(e.Message), now, now, 1
-	if old, ok := first[*fleet.Event](&a.View, nil, tableEvents, indexSame, sameEvent(&e)); ok {
-		e.First, e.Count = old.First, min(old.Count, math.MaxUint32-1)+1
-		a.dropEvent(old)
-	}
 	m.eventSequence++
 	e.Sequence = m.eventSequence
+	if old, ok := first[*fleet.Event](&a.View, nil, tableEvents, indexSame, sameEvent(&e)); ok {
+		// It takes the place of the one before: nothing is counted anew.
+		e.First, e.Count = old.First, min(old.Count, math.MaxUint32-1)+1
+		a.delete(tableEvents, old)
+		a.put(tableEvents, &e)
+		a.put(tableMeta, &m)
+		return
+	}
 	a.put(tableEvents, &e)
 	a.countEvent(&e, 1)
 	for _, b := range scopeKeys(&e) {
@@ -213,8 +219,16 @@ func (v *View) EventsAfter(after uint64, limit int) (events []*fleet.Event, gap 
 
 // EventsOf are those of one workload with its instances, or of one node itself.
 func (v *View) EventsOf(kind fleet.EventKind, namespace, name string) []*fleet.Event {
-	probe := fleet.Event{Kind: kind, Namespace: namespace, Workload: name, Name: name}
-	return list[*fleet.Event](v, nil, tableEvents, prefixed(indexObject), eventObject(&probe))
+	of := func(kind fleet.EventKind) []*fleet.Event {
+		probe := fleet.Event{Kind: kind, Namespace: namespace, Workload: name, Name: name}
+		return list[*fleet.Event](v, nil, tableEvents, prefixed(indexObject), eventObject(&probe))
+	}
+	events := of(kind)
+	if kind == fleet.EventWorkload {
+		events = append(events, of(fleet.EventInstance)...)
+		slices.SortFunc(events, func(a, b *fleet.Event) int { return cmp.Compare(a.Sequence, b.Sequence) })
+	}
+	return events
 }
 
 // NodeEvent is the newest event of a node itself with one of the reasons.

@@ -143,7 +143,7 @@ func TestANewEventIsRefusedWhole(t *testing.T) {
 func TestEventsAreBoundedAndTheNoisyPayFirst(t *testing.T) {
 	m := newMachine(t)
 	m.fleet()
-	m.ok(opEvents(nodeEvent("n1", "Silent"), pendingEvent("quiet", "no room")), Created)
+	m.ok(opEvents(nodeEvent("n1", "Silent"), pendingEvent("quiet", "no room"), pendingEvent("noisy", "no room")), Created)
 	first := m.Snapshot().EventSequence()
 	batch := func(from, n int, event func(i int) *redoubtv1.Event) {
 		t.Helper()
@@ -155,7 +155,7 @@ func TestEventsAreBoundedAndTheNoisyPayFirst(t *testing.T) {
 			}
 		}
 	}
-	// One workload with ever new instances hides its own past only.
+	// Ever new instances hide their own past only.
 	batch(0, 3*EventsPerObject, func(i int) *redoubtv1.Event {
 		e := pendingEvent("noisy", "x")
 		e.Kind, e.Name, e.Reason = "Instance", fmt.Sprintf("noisy-%d", i), "Failed"
@@ -163,10 +163,10 @@ func TestEventsAreBoundedAndTheNoisyPayFirst(t *testing.T) {
 	})
 	v := m.Snapshot()
 	own := v.EventsOf(fleet.EventWorkload, "default", "noisy")
-	if len(own) != EventsPerObject || own[0].Name != fmt.Sprintf("noisy-%d", 2*EventsPerObject) {
+	if len(own) != EventsPerObject+1 || own[0].Name != "noisy" || own[1].Name != fmt.Sprintf("noisy-%d", 2*EventsPerObject) {
 		t.Fatalf("%d are kept, from %s", len(own), own[0].Name)
 	}
-	if len(v.EventsOf(fleet.EventWorkload, "default", "quiet")) != 1 || len(m.events()) != EventsPerObject+2 {
+	if len(v.EventsOf(fleet.EventWorkload, "default", "quiet")) != 1 || len(m.events()) != EventsPerObject+3 {
 		t.Errorf("its neighbours paid:\n%s", said(m.events()))
 	}
 	if _, gap := v.EventsAfter(first, 1); !gap {
@@ -190,7 +190,7 @@ func TestEventsAreBoundedAndTheNoisyPayFirst(t *testing.T) {
 	for _, e := range m.events() {
 		count[e.Namespace]++
 	}
-	if count["loud"] != EventsPerNamespace || count["default"] != EventsPerObject+1 || count[""] != 1 {
+	if count["loud"] != EventsPerNamespace || count["default"] != EventsPerObject+2 || count[""] != 1 {
 		t.Errorf("kept by namespace: %v", count)
 	}
 	for i := range 4 {

@@ -31,8 +31,9 @@ func (a *app) eventsCommand() *cobra.Command {
 		Long: "Shows what was decided and what happened in the fleet, the oldest first: what was\n" +
 			"placed and why something waits, what started, failed and was restarted, which\n" +
 			"nodes fell silent, and what people applied. Equal events are one, with their\n" +
-			"number behind the reason. The fleet keeps the newest 64 of a workload, node or\n" +
-			"server, 1024 of a namespace and 4096 in all. docs/events.md says what each means.",
+			"number behind the reason. The fleet keeps the newest 64 of a workload, of its\n" +
+			"instances, of a node or server, 1024 of a namespace and 4096 in all.\n" +
+			"docs/events.md says what each means.",
 	}
 	a.client(c)
 	a.formatted(c)
