@@ -164,7 +164,11 @@ func (a *Agent) compose() error {
 		Driver: meteredDriver{deps.Host.Driver, deps.Metrics}, Network: deps.Host.Network, Ledger: ledger{a.store, a.lease},
 		Assignments: a.assignments, Proof: a.reporter.Proof, ProofChanged: a.reporter.Watch(),
 		Connected: a.session.Connected, Now: a.now, Health: a.health, Measure: a.measure,
-		LogPath: a.bulk.logPath, LogGone: func(uid string) {
+		LogPath: a.bulk.logPath, LogStarts: func(uid string, attempt uint64) {
+			if err := logs.Started(a.bulk.logPath(uid), attempt, time.Now()); err != nil {
+				deps.Log.Warn("the output of this run will not be told from that of the one before", "uid", uid, "err", err)
+			}
+		}, LogGone: func(uid string) {
 			if err := logs.Remove(a.bulk.logPath(uid)); err != nil {
 				deps.Log.Warn("cannot remove a log", "uid", uid, "err", err)
 			}

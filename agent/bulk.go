@@ -7,7 +7,9 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
 	"syscall"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -97,42 +99,43 @@ func unreachable(f store.Facts) string {
 	return " that can be reached: under gVisor, what listens on 127.0.0.1 only is not reached from outside of the sandbox; let it listen on 0.0.0.0"
 }
 
-// Logs implements session.Bulk.
+// Logs implements session.Bulk. Following ends with the instance.
 func (b *bulk) Logs(ctx context.Context, uid string, opts session.LogOptions, hand func(session.LogChunk) error) error {
-	tail, follow, w := opts.Tail, opts.Follow, handing(hand)
-	if _, ok := b.find(uid); !ok {
+	f, ok := b.find(uid)
+	if !ok {
 		return status.Error(codes.NotFound, "the instance is not on this node")
 	}
-	at, err := logs.Tail(b.logPath(uid), tail, w)
-	if err != nil || !follow {
-		return err
+	o := logs.Options{From: opts.From, Tail: opts.Tail, Since: opts.Since, Previous: opts.Previous, Follow: opts.Follow}
+	if opts.SinceAgo > 0 {
+		o.Since = time.Now().Add(-opts.SinceAgo)
 	}
-	// Following ends with the instance.
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	changed, stop := b.store.Watch()
-	defer stop()
-	watching := make(chan struct{})
-	go func() {
-		defer close(watching)
-		for {
-			if f, ok := b.find(uid); !ok || f.Phase.Final() {
-				cancel()
-				return
+	if o.Follow {
+		// Gone is what ends only the following: hand goes by ctx itself.
+		gone, cancel := context.WithCancel(ctx)
+		defer cancel()
+		changed, stop := b.store.Watch()
+		defer stop()
+		var watching sync.WaitGroup
+		defer watching.Wait()
+		defer cancel()
+		watching.Go(func() {
+			for {
+				if f, ok := b.find(uid); !ok || f.Phase.Final() {
+					cancel()
+					return
+				}
+				select {
+				case <-changed:
+				case <-gone.Done():
+					return
+				}
 			}
-			select {
-			case <-changed:
-			case <-ctx.Done():
-				return
-			}
-		}
-	}()
-	_, err = logs.Follow(ctx, b.logPath(uid), at, w)
-	cancel()
-	<-watching
+		})
+		ctx = gone
+	}
+	err := logs.Read(ctx, b.logPath(uid), o, func(c logs.Chunk) error { return hand(session.LogChunk(c)) })
+	if errors.Is(err, logs.ErrNoPrevious) {
+		return status.Errorf(codes.FailedPrecondition, "%s: %v", f.Instance, logs.ErrNoPrevious)
+	}
 	return err
 }
-
-type handing func(session.LogChunk) error
-
-func (h handing) Write(p []byte) (int, error) { return len(p), h(session.LogChunk{Data: p}) }

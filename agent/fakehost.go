@@ -2,6 +2,9 @@ package agent
 
 import (
 	"context"
+	"errors"
+	"io"
+	"net"
 	"runtime"
 	"sync"
 
@@ -23,7 +26,7 @@ func FakeHost(d driver.Driver, findings ...isolation.Finding) Host {
 		}
 	}
 	return Host{
-		Driver: d, Network: &fakeNetwork{held: map[string]bool{}},
+		Driver: d, Network: &fakeNetwork{held: map[string]bool{}}, Inside: fakePort,
 		Facts: func(context.Context) (isolation.Host, error) {
 			id, err := bootID()
 			if err != nil {
@@ -78,3 +81,20 @@ func (n *fakeNetwork) Sweep(_ context.Context, keep func(string) bool) error {
 	}
 	return nil
 }
+
+// fakePort is every port of every instance: it sends back what it is sent.
+func fakePort(context.Context, string, uint16) (net.Conn, error) {
+	r, w := io.Pipe()
+	return echo{r: r, w: w}, nil
+}
+
+type echo struct {
+	net.Conn // deadlines and addresses, which nobody asks for
+	r        *io.PipeReader
+	w        *io.PipeWriter
+}
+
+func (e echo) Read(p []byte) (int, error)  { return e.r.Read(p) }
+func (e echo) Write(p []byte) (int, error) { return e.w.Write(p) }
+func (e echo) CloseWrite() error           { return e.w.Close() }
+func (e echo) Close() error                { return errors.Join(e.r.Close(), e.w.Close()) }

@@ -10,6 +10,8 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	redoubtv1 "redoubt.dev/redoubt/proto/redoubt/v1"
 )
@@ -80,6 +82,78 @@ func TestALogThatBreaksMidwaySaysSo(t *testing.T) {
 	t.Log(m.GetError())
 	if m, err := user.Recv(); !errors.Is(err, io.EOF) {
 		t.Errorf("after the end: %v, %v", m, err)
+	}
+}
+
+// A followed log goes on at the byte where its stream broke, once the node is
+// back, and takes in an instance that comes later.
+func TestAFollowedLogResumesWhereItBroke(t *testing.T) {
+	c, n, s := runningWeb(t)
+	user, err := c.fleet().Logs(c.ctx(), &redoubtv1.LogsRequest{Name: "web", Follow: true, Tail: 3})
+	if err != nil {
+		t.Fatal(err)
+	}
+	serve := func(o *redoubtv1.StreamOpen, offset uint64, text string) (die func()) {
+		ctx, cancel := context.WithCancel(c.ctx())
+		agent := n.attach(ctx, o)
+		if m, err := agent.Recv(); err != nil || !m.GetPaired() {
+			t.Fatalf("the first word to the agent is %v, %v", m, err)
+		}
+		_ = agent.Send(&redoubtv1.AttachRequest{Message: &redoubtv1.AttachRequest_Log{Log: &redoubtv1.LogsResponse{
+			Data: []byte(text), Position: &redoubtv1.LogPosition{Uid: o.GetUid(), Offset: offset}, Instance: "another", Error: "no agent says this"}}})
+		return cancel
+	}
+	next := func() *redoubtv1.LogsResponse {
+		t.Helper()
+		m, err := user.Recv()
+		if err != nil || m.GetInstance() != "web-1" || m.GetError() != "" {
+			t.Fatalf("the reader sees %v, %v", m, err)
+		}
+		return m
+	}
+	o := s.streamOpen()
+	if r := o.GetLogs(); r.GetTail() != 3 || !r.GetPositions() || len(r.GetResume()) != 0 {
+		t.Errorf("the agent is asked for %v", r)
+	}
+	die := serve(o, 107, "half a ")
+	if m := next(); string(m.GetData()) != "half a " || m.GetPosition().GetOffset() != 107 {
+		t.Errorf("the reader sees %v", m)
+	}
+	die()
+	if m := next(); !strings.HasPrefix(m.GetNotice(), "the stream to node oslo-1 broke: ") {
+		t.Errorf("the reader is told %v", m)
+	}
+	o = s.streamOpen()
+	if r := o.GetLogs().GetResume(); len(r) != 1 || r[0].GetOffset() != 107 || r[0].GetUid() != o.GetUid() {
+		t.Errorf("the agent is to resume at %v", r)
+	}
+	die = serve(o, 112, "line\n")
+	if m := next(); string(m.GetData()) != "line\n" || m.GetNotice() == "" {
+		t.Errorf("the reader sees %v", m)
+	}
+	die()
+	next()
+	// A reader who comes back with his own positions is given what follows them.
+	again, err := c.fleet().Logs(c.ctx(), &redoubtv1.LogsRequest{Name: "web", Follow: true, Tail: -1,
+		Resume: []*redoubtv1.LogPosition{{Uid: "other", Offset: 1}, {Uid: o.GetUid(), Offset: 112}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = again
+	for range 2 { // of both readers
+		if r := s.streamOpen().GetLogs().GetResume(); len(r) != 1 || r[0].GetOffset() != 112 {
+			t.Errorf("the agent is to resume at %v", r)
+		}
+	}
+	// What cannot be is refused.
+	for _, r := range []*redoubtv1.LogsRequest{{Name: "web", Follow: true, Previous: true}, {Name: "web", Since: &timestamppb.Timestamp{Nanos: -1}}, {Name: "web", SinceAgo: durationpb.New(-1)}} {
+		bad, err := c.fleet().Logs(c.ctx(), r)
+		if err == nil {
+			_, err = bad.Recv()
+		}
+		if status.Code(err) != codes.InvalidArgument {
+			t.Errorf("%v: %v", r, err)
+		}
 	}
 }
 

@@ -3,6 +3,7 @@ package logs
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -12,6 +13,8 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -27,19 +30,33 @@ func writer(t *testing.T, path string) *os.File {
 	return f
 }
 
-// tail is what Tail writes.
-func tail(t *testing.T, path string, n int) (string, Position) {
+var all = Options{From: -1, Tail: -1}
+
+// read is what Read hands over, where it ended and what it missed.
+func read(t *testing.T, path string, o Options) (text string, at, dropped int64) {
 	t.Helper()
 	var out strings.Builder
-	at, err := Tail(path, n, &out)
+	err := Read(t.Context(), path, o, func(c Chunk) error {
+		out.Write(c.Data)
+		at, dropped = c.Offset, dropped+c.Dropped
+		return nil
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return out.String(), at
+	return out.String(), at, dropped
 }
 
-// The last lines are the same wherever the output was cut.
-func TestTailAcrossTheCut(t *testing.T) {
+func taken(t *testing.T, path string) int64 {
+	t.Helper()
+	var st syscall.Stat_t
+	if err := syscall.Stat(path, &st); err != nil {
+		t.Fatal(err)
+	}
+	return st.Blocks * 512
+}
+
+func TestLastLines(t *testing.T) {
 	for i, tt := range []struct {
 		data string
 		n    int
@@ -56,35 +73,22 @@ func TestTailAcrossTheCut(t *testing.T) {
 		{strings.Repeat("x", 3*chunkSize) + "\nb\n", 2, strings.Repeat("x", 3*chunkSize) + "\nb\n"},
 		{strings.Repeat("0123456\n", chunkSize), chunkSize - 1, strings.Repeat("0123456\n", chunkSize-1)},
 	} {
-		for _, cut := range []int{0, 2, 3, len(tt.data) / 2, len(tt.data)} {
-			if cut == 1 || cut > len(tt.data) {
-				continue // Bound keeps no single byte
-			}
-			path := filepath.Join(t.TempDir(), "web.log")
-			f := writer(t, path)
-			f.WriteString(tt.data[:cut])
-			if _, err := Bound(path, int64(max(cut-1, 0))); err != nil {
-				t.Fatal(err)
-			}
-			f.WriteString(tt.data[cut:])
-			got, at := tail(t, path, tt.n)
-			if got != tt.want {
-				t.Errorf("case %d cut at %d: %d bytes, want %d", i, cut, len(got), len(tt.want))
-			}
-			// What comes after is neither doubled nor lost.
-			f.WriteString("more")
-			var more strings.Builder
-			ctx, cancel := context.WithCancel(t.Context())
-			cancel()
-			if _, err := Follow(ctx, path, at, &more); err != nil || more.String() != "more" {
-				t.Errorf("case %d cut at %d: followed %.20q, %v", i, cut, more.String(), err)
-			}
+		path := filepath.Join(t.TempDir(), "web.log")
+		f := writer(t, path)
+		f.WriteString(tt.data)
+		got, at, _ := read(t, path, Options{From: -1, Tail: tt.n})
+		if got != tt.want || at != int64(len(tt.data)) {
+			t.Errorf("case %d: %d bytes to %d, want %d", i, len(got), at, len(tt.want))
+		}
+		f.WriteString("more") // what comes after is neither doubled nor lost
+		if got, _, _ := read(t, path, Options{From: at, Tail: -1}); got != "more" {
+			t.Errorf("case %d: then %.20q", i, got)
 		}
 	}
 }
 
-// A flood takes neither reading nor bounding memory of its size, a reader
-// loses and doubles nothing of what is kept, and what is kept is whole lines.
+// A flood takes neither reading nor cutting memory of its size, its beginning
+// goes back to the disk, and of what is kept nothing is lost or doubled.
 func TestFloodTakesNoMemory(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "yes.log")
 	f := writer(t, path)
@@ -97,76 +101,302 @@ func TestFloodTakesNoMemory(t *testing.T) {
 			block.Reset()
 		}
 	}
-	var got numbered
+	got := numbered{next: -1}
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
-	at, err := Tail(path, -1, &got)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got.n != tailMax/64-1 && got.n != tailMax/64 || got.last != lines-1 || got.wrong != "" {
-		t.Errorf("tail gave %d lines to %d %s", got.n, got.last, got.wrong)
-	}
-	got = numbered{last: lines - 100_001} // a follower that is behind by more than is read at once
-	behind := Position{at: at.at - 100_000*64, moved: at.moved}
 	if did, err := Bound(path, DefaultMax); !did || err != nil {
 		t.Fatal(did, err)
 	}
 	fmt.Fprintf(f, "%-63d\n", lines)
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if _, err := Follow(ctx, path, behind, &got); err != nil {
+	if err := Read(t.Context(), path, all, got.take); err != nil {
 		t.Fatal(err)
 	}
 	runtime.ReadMemStats(&after)
-	if got.n != 100_001 || got.last != lines || got.wrong != "" {
-		t.Errorf("followed %d lines to %d %s", got.n, got.last, got.wrong)
+	if kept := DefaultMax / 2 / 64; got.n < kept-1 || got.n > kept+1 || got.next != lines+1 || got.wrong != "" {
+		t.Errorf("%d lines are kept, to %d %s", got.n, got.next-1, got.wrong)
 	}
 	if took := after.TotalAlloc - before.TotalAlloc; took > 8<<20 {
 		t.Errorf("all this took %d KiB", took>>10)
 	}
-	// One that is further behind than what is kept goes on at the oldest line.
-	got = numbered{}
-	if _, err := Follow(ctx, path, Position{at: 64, moved: at.moved}, &got); err != nil {
+	if n := taken(t, path); n > DefaultMax/2+64<<10 {
+		t.Errorf("the log takes %d KiB of the disk", n>>10)
+	}
+	// One that is far behind goes on at the oldest line, and knows what it missed.
+	got = numbered{next: -1}
+	if err := Read(t.Context(), path, Options{From: 64, Tail: -1}, got.take); err != nil {
 		t.Fatal(err)
 	}
-	if got.n < DefaultMax/64-1 || got.n > DefaultMax/64+1 || got.last != lines || got.wrong != "" {
-		t.Errorf("from far behind: %d lines to %d %s", got.n, got.last, got.wrong)
-	}
-	var kept int64
-	entries, _ := os.ReadDir(filepath.Dir(path))
-	for _, e := range entries {
-		info, _ := e.Info()
-		kept += info.Size()
-	}
-	if kept > DefaultMax+1000 {
-		t.Errorf("%d bytes are kept", kept)
+	if got.next != lines+1 || got.wrong != "" || 64+got.dropped+int64(got.n)*64 != (lines+1)*64 {
+		t.Errorf("from far behind: %d lines to %d %s, %d bytes missed", got.n, got.next-1, got.wrong, got.dropped)
 	}
 }
 
-// numbered reads lines of 64 bytes that count up.
+// numbered takes lines of 64 bytes that count up.
 type numbered struct {
 	part    [64]byte
 	filled  int
-	n, last int
+	n, next int // next -1: any
+	dropped int64
 	wrong   string
 }
 
-func (c *numbered) Write(p []byte) (int, error) {
-	for rest := p; len(rest) > 0; {
-		k := copy(c.part[c.filled:], rest)
-		c.filled, rest = c.filled+k, rest[k:]
+func (c *numbered) take(k Chunk) error {
+	c.dropped += k.Dropped
+	if k.Dropped > 0 {
+		c.next = -1
+	}
+	for rest := k.Data; len(rest) > 0; {
+		n := copy(c.part[c.filled:], rest)
+		c.filled, rest = c.filled+n, rest[n:]
 		if c.filled < len(c.part) {
 			break
 		}
 		c.filled = 0
-		v, _ := strconv.Atoi(string(bytes.TrimRight(c.part[:], " \n")))
-		if (c.n > 0 && v != c.last+1 || c.part[63] != '\n') && c.wrong == "" {
-			c.wrong = fmt.Sprintf("(%d after %d)", v, c.last)
+		v, err := strconv.Atoi(string(bytes.TrimRight(c.part[:], " \n")))
+		if (c.next >= 0 && v != c.next || err != nil || c.part[63] != '\n') && c.wrong == "" {
+			c.wrong = fmt.Sprintf("(%d where %d should be, %v)", v, c.next, err)
 		}
-		c.n, c.last = c.n+1, v
+		c.n, c.next = c.n+1, v+1
 	}
-	return len(p), nil
+	return nil
+}
+
+// A follower sees every line once and in order, although the log is cut under
+// it again and again, and although it is another process now and then that goes
+// on from where the last one came to.
+func TestFollowAcrossCutsAndRestarts(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "web.log")
+	f := writer(t, path)
+	const lines = 3000
+	got, at := numbered{next: 0}, int64(0)
+	var seen atomic.Int64
+	var wrote sync.WaitGroup
+	wrote.Go(func() {
+		for i := range lines {
+			// Nobody is ever further behind than what a cut leaves.
+			for int64(i)-seen.Load() > 250 && t.Context().Err() == nil {
+				time.Sleep(time.Millisecond)
+			}
+			fmt.Fprintf(f, "%-63d\n", i)
+			if i%100 == 99 {
+				if _, err := Bound(path, 64<<10); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+	})
+	for deadline := time.Now().Add(time.Minute); got.next < lines && got.wrong == "" && got.dropped == 0 && time.Now().Before(deadline); {
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Millisecond)
+		err := Read(ctx, path, Options{From: at, Tail: -1, Follow: true}, func(c Chunk) error {
+			at = c.Offset
+			err := got.take(c)
+			seen.Store(int64(got.next))
+			return err
+		})
+		cancel()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	seen.Store(lines) // whatever became of it
+	wrote.Wait()
+	if got.n != lines || got.dropped != 0 || got.wrong != "" {
+		t.Errorf("%d lines came %s, %d bytes were missed", got.n, got.wrong, got.dropped)
+	}
+	if n := taken(t, path); n > 128<<10 {
+		t.Errorf("the log was not cut: it takes %d KiB", n>>10)
+	}
+}
+
+// A reader that does not read keeps the log from being neither written nor cut,
+// and is told what it missed.
+func TestSlowFollower(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "web.log")
+	f := writer(t, path)
+	flood := func(from, n int) {
+		for i := range n {
+			fmt.Fprintf(f, "%-63d\n", from+i)
+		}
+	}
+	flood(0, 20_000)
+	got := numbered{next: 0}
+	stuck, goOn := make(chan struct{}), make(chan struct{})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		done <- Read(ctx, path, Options{From: 0, Tail: -1, Follow: true}, func(c Chunk) error {
+			if got.n == 0 && len(c.Data) > 0 {
+				close(stuck)
+				<-goOn
+			}
+			return got.take(c)
+		})
+	}()
+	<-stuck
+	flood(20_000, 20_000)
+	if did, err := Bound(path, 1<<20); !did || err != nil {
+		t.Fatal(did, err)
+	}
+	close(goOn)
+	cancel()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if got.next != 40_000 || got.wrong != "" || got.dropped == 0 || got.dropped+int64(got.n)*64 != 40_000*64 {
+		t.Errorf("%d lines to %d %s, %d bytes were missed", got.n, got.next-1, got.wrong, got.dropped)
+	}
+}
+
+func TestFollowBeforeThereIsALog(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "web.log")
+	r, w := io.Pipe()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		done <- Read(ctx, path, Options{From: -1, Tail: 10, Follow: true}, func(c Chunk) error { _, err := w.Write(c.Data); return err })
+	}()
+	time.Sleep(50 * time.Millisecond)
+	writer(t, path).WriteString("hello\n")
+	line := make([]byte, 6)
+	if _, err := io.ReadFull(r, line); err != nil || string(line) != "hello\n" {
+		t.Errorf("followed %q, %v", line, err)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	// A reader that goes away ends it with its error.
+	gone := errors.New("gone")
+	if err := Read(t.Context(), path, all, func(Chunk) error { return gone }); !errors.Is(err, gone) {
+		t.Errorf("it ends with %v", err)
+	}
+}
+
+// Runs and times are told apart, over cuts too.
+func TestSinceAndPrevious(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "web.log")
+	began := time.Date(2026, 11, 24, 10, 0, 0, 0, time.UTC)
+	at := func(seconds int) time.Time { return began.Add(time.Duration(seconds) * time.Second) }
+	previous := Options{From: -1, Tail: -1, Previous: true}
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(Started(path, 1, at(0)))
+	if err := Read(t.Context(), path, previous, func(Chunk) error { return nil }); !errors.Is(err, ErrNoPrevious) {
+		t.Errorf("after one start: %v", err)
+	}
+	f := writer(t, path)
+	f.WriteString("one\n")
+	must(mark(path, at(1)))
+	must(Started(path, 2, at(10)))
+	must(Started(path, 2, at(11))) // a start that was tried again
+	f.WriteString("two\n")
+	must(mark(path, at(12)))
+	f.WriteString("two again\n")
+	must(mark(path, at(13)))
+	must(mark(path, at(14))) // nothing was written
+	must(Started(path, 3, at(20)))
+	f.WriteString("three\n")
+
+	check := func(what string, o Options, want string) {
+		t.Helper()
+		if got, _, _ := read(t, path, o); got != want {
+			t.Errorf("%s: %q, want %q", what, got, want)
+		}
+	}
+	check("previous", previous, "two\ntwo again\n")
+	check("its last line", Options{From: -1, Tail: 1, Previous: true}, "two again\n")
+	check("since before all", Options{From: -1, Tail: -1, Since: at(-5)}, "one\ntwo\ntwo again\nthree\n")
+	check("since the first second", Options{From: -1, Tail: -1, Since: at(5)}, "two\ntwo again\nthree\n")
+	check("since a mark", Options{From: -1, Tail: -1, Since: at(12)}, "two again\nthree\n")
+	check("since a silence", Options{From: -1, Tail: -1, Since: at(16)}, "three\n")
+	check("since and tail", Options{From: -1, Tail: 1, Since: at(5)}, "three\n")
+	// Each part bears the time by which it had been written.
+	var times []string
+	must(Read(t.Context(), path, all, func(c Chunk) error {
+		if len(c.Data) > 0 && !c.Time.After(at(20)) {
+			times = append(times, fmt.Sprintf("%s@%d", strings.TrimSpace(string(c.Data)), int(c.Time.Sub(began).Seconds())))
+		}
+		return nil
+	}))
+	if got := strings.Join(times, " "); got != "one@1 two@12 two again@13" {
+		t.Errorf("times: %s", got)
+	}
+	// Once more over a cut: what is gone is not made up for.
+	f.WriteString(strings.Repeat("x", 10_000) + "\nend\n")
+	must(mark(path, at(30)))
+	if did, err := Bound(path, 5000); !did || err != nil {
+		t.Fatal(did, err)
+	}
+	if got, _, _ := read(t, path, previous); got != "" {
+		t.Errorf("previous, cut off: %q", got)
+	}
+	if got, _, _ := read(t, path, all); len(got) > 2600 || !strings.HasSuffix(got, "x\nend\n") && got != "end\n" {
+		t.Errorf("kept %d bytes: %.40q", len(got), got)
+	}
+	must(Started(path, 4, at(40)))
+	must(Started(path, 5, at(41)))
+	f.WriteString("five\n")
+	check("an empty run", previous, "")
+}
+
+// An index that was torn, damaged or lost takes nothing from the log; one that
+// grows is thinned and keeps its meaning.
+func TestIndex(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "web.log")
+	f := writer(t, path)
+	began := time.Unix(1_700_000_000, 0)
+	for i := range 2 * indexMax / recordSize {
+		fmt.Fprintf(f, "%-63d\n", i)
+		if err := mark(path, began.Add(time.Duration(i)*time.Second)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	info, err := os.Stat(indexOf(path))
+	if err != nil || info.Size() > indexMax {
+		t.Errorf("the index: %v, %v", info.Size(), err)
+	}
+	const lines = 2 * indexMax / recordSize
+	if got, _, _ := read(t, path, Options{From: -1, Tail: -1, Since: began.Add((lines - 4) * time.Second)}); len(got) != 3*64 {
+		t.Errorf("the newest are exact: %d lines", len(got)/64)
+	}
+	if got, _, _ := read(t, path, Options{From: -1, Tail: -1, Since: began.Add(10 * time.Second)}); len(got) < (lines-11)*64 || len(got) > lines*64 {
+		t.Errorf("the oldest hold too little: %d lines of %d", len(got)/64, lines)
+	}
+	// Torn: the next record takes its place.
+	x, err := os.OpenFile(indexOf(path), os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	x.Write([]byte("torn"))
+	x.Close()
+	if err := Started(path, 1, began); err != nil {
+		t.Fatal(err)
+	}
+	if at := runs(readIndex(path)); len(at) != 1 || at[0] != lines*64 {
+		t.Errorf("runs %v", at)
+	}
+	for _, damage := range []string{"", "\x01", strings.Repeat("\xff", 1000), strings.Repeat("\x00", 4096)} {
+		if err := os.WriteFile(indexOf(path), []byte(damage), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got, _, _ := read(t, path, all); len(got) != lines*64 {
+			t.Errorf("with a damaged index %d lines are read", len(got)/64)
+		}
+	}
+	// Cut and then lost: what is gone is not read as zeros.
+	if did, err := Bound(path, 100<<10); !did || err != nil {
+		t.Fatal(did, err)
+	}
+	if err := os.Remove(indexOf(path)); err != nil {
+		t.Fatal(err)
+	}
+	if got, _, _ := read(t, path, all); len(got) > 52<<10 || strings.HasPrefix(got, strings.Repeat("\x00", 4096)) {
+		t.Errorf("%d bytes are read: %.20q", len(got), got)
+	}
 }
 
 func TestBound(t *testing.T) {
@@ -179,32 +409,28 @@ func TestBound(t *testing.T) {
 	if did, err := Bound(path, 10); did || err != nil {
 		t.Errorf("a log of just the limit: %v, %v", did, err)
 	}
-	f.WriteString("\nabc\n")
+	f.WriteString("\nabc\nde\n")
 	if did, err := Bound(path, 10); !did || err != nil {
 		t.Fatalf("a log beyond the limit: %v, %v", did, err)
 	}
-	f.WriteString("after\n") // the writer goes on where the file now ends
-	if got, _ := os.ReadFile(path); string(got) != "after\n" {
-		t.Errorf("the file holds %q", got)
+	f.WriteString("after\n")
+	if got, at, _ := read(t, path, all); got != "de\nafter\n" || at != 24 {
+		t.Errorf("kept %q to %d", got, at)
 	}
-	for _, p := range []string{path, previous(path)} {
+	if did, err := Bound(path, 10); did || err != nil {
+		t.Errorf("cut again: %v, %v", did, err)
+	}
+	for _, p := range []string{path, indexOf(path)} {
 		if info, err := os.Stat(p); err != nil || info.Mode().Perm() != 0o600 {
 			t.Errorf("%s: %v, %v", p, info, err)
 		}
 	}
-	// Reading does not show where one file ends.
-	if got, _ := tail(t, path, 2); got != "abc\nafter\n" {
-		t.Errorf("tail %q", got)
-	}
-	if got, _ := tail(t, path, -1); got != "0123456789\nabc\nafter\n" {
-		t.Errorf("all of it: %q", got)
-	}
-	// One that ran away is cut to its end.
-	f.WriteString(strings.Repeat("x", 1000) + "end\n")
+	// A line without an end is cut where it must be.
+	f.WriteString(strings.Repeat("x", 1000))
 	if _, err := Bound(path, 10); err != nil {
 		t.Fatal(err)
 	}
-	if got, _ := os.ReadFile(previous(path)); len(got) != 10 || !bytes.HasSuffix(got, []byte("end\n")) {
+	if got, _, _ := read(t, path, all); got != "xxxxx" {
 		t.Errorf("kept %q", got)
 	}
 	if err := Remove(path); err != nil {
@@ -215,115 +441,14 @@ func TestBound(t *testing.T) {
 	}
 }
 
-// A follower sees every line once and in order, although the file is bounded
-// under it again and again.
-func TestFollowAcrossBounds(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "web.log")
-	f := writer(t, path)
-	f.WriteString("before\n")
-	_, at := tail(t, path, 0)
-	var out bytes.Buffer
-	ctx, cancel := context.WithCancel(t.Context())
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		if _, err := Follow(ctx, path, at, &out); err != nil {
-			t.Errorf("follow: %v", err)
-		}
-	})
-	var want strings.Builder
-	for i := range 60 {
-		line := fmt.Sprintf("line %d\n", i)
-		want.WriteString(line)
-		f.WriteString(line)
-		if i%20 == 19 {
-			if did, err := Bound(path, 100); !did || err != nil {
-				t.Fatalf("bound: %v, %v", did, err)
-			}
-		}
-		time.Sleep(15 * time.Millisecond)
-	}
-	f.WriteString("last\n")
-	cancel()
-	wg.Wait()
-	if out.String() != want.String()+"last\n" {
-		t.Errorf("followed %q", out.String())
-	}
-}
-
-func TestFollowBeforeThereIsALog(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "web.log")
-	got, at := tail(t, path, 10)
-	if got != "" {
-		t.Fatalf("tail %q", got)
-	}
-	r, w := io.Pipe()
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() {
-		_, err := Follow(ctx, path, at, w)
-		w.Close()
-		done <- err
-	}()
-	writer(t, path).WriteString("hello\n")
-	line := make([]byte, 6)
-	if _, err := io.ReadFull(r, line); err != nil || string(line) != "hello\n" {
-		t.Errorf("followed %q, %v", line, err)
-	}
-	cancel()
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
-	// A reader that goes away ends it with an error.
-	r.Close()
-	if _, err := Follow(t.Context(), path, Position{}, w); err == nil {
-		t.Error("a follower whose reader is gone goes on")
-	}
-}
-
-// A reader that does not read holds up neither the writer nor Bound, and gets
-// all of what was kept when it reads again.
-func TestSlowFollower(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "web.log")
-	f := writer(t, path)
-	line := strings.Repeat("x", 1023) + "\n"
-	f.WriteString(strings.Repeat(line, 600)) // more than two chunks
-	r, w := io.Pipe()
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	go func() {
-		_, _ = Follow(ctx, path, Position{}, w)
-		w.Close()
-	}()
-	time.Sleep(50 * time.Millisecond) // it is stuck in its first write
-	done := make(chan error, 1)
-	go func() {
-		_, err := Bound(path, 500<<10)
-		done <- err
-	}()
-	select {
-	case err := <-done:
-		if err != nil {
-			t.Fatal(err)
-		}
-	case <-time.After(5 * time.Second):
-		t.Fatal("a reader that does not read keeps the log from being bounded")
-	}
-	f.WriteString("end\n")
-	go func() { time.Sleep(500 * time.Millisecond); cancel() }()
-	got, err := io.ReadAll(r)
-	if err != nil || string(got) != strings.Repeat(line, 600)+"end\n" {
-		t.Errorf("followed %d bytes, %v", len(got), err)
-	}
-}
-
 func TestKeeper(t *testing.T) {
 	dir := t.TempDir()
 	loud, quiet, other := writer(t, dir+"/loud.log"), writer(t, dir+"/quiet.log"), writer(t, dir+"/other.txt")
 	for _, f := range []*os.File{loud, other} {
-		f.WriteString(strings.Repeat("x", 100))
+		f.WriteString(strings.Repeat("x\n", 50))
 	}
-	quiet.WriteString("x")
-	stale := dir + "/.log-123"
+	quiet.WriteString("x\n")
+	stale := dir + "/" + tempPrefix + "123"
 	if err := os.WriteFile(stale, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -331,20 +456,23 @@ func TestKeeper(t *testing.T) {
 	if err := os.Chtimes(stale, old, old); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
-	defer cancel()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
 	k := Keeper{Dir: dir, Max: 50, Every: 10 * time.Millisecond, Log: slog.New(slog.DiscardHandler)}
-	if err := k.Run(ctx); err != nil {
+	go func() { done <- k.Run(ctx) }()
+	kept := func(name string) int { s, _, _ := read(t, dir+"/"+name, all); return len(s) }
+	dated := func(name string) bool { _, ok := lastRecord(dir + "/" + name); return ok }
+	for deadline := time.Now().Add(10 * time.Second); (kept("loud.log") != 24 || !dated("loud.log") || !dated("quiet.log")) && time.Now().Before(deadline); {
+		time.Sleep(10 * time.Millisecond)
+	}
+	cancel()
+	if err := <-done; err != nil {
 		t.Error(err)
 	}
-	sizes := map[string]int64{}
-	entries, _ := os.ReadDir(dir)
-	for _, e := range entries {
-		info, _ := e.Info()
-		sizes[e.Name()] = info.Size()
+	if kept("loud.log") != 24 || kept("quiet.log") != 2 || kept("other.txt") != 100 || dated("other.txt") || !dated("quiet.log") {
+		t.Errorf("kept %d %d %d", kept("loud.log"), kept("quiet.log"), kept("other.txt"))
 	}
-	want := map[string]int64{"loud.log": 0, "loud.log.1": 100, "quiet.log": 1, "other.txt": 100}
-	if fmt.Sprint(sizes) != fmt.Sprint(want) {
-		t.Errorf("kept %v, want %v", sizes, want)
+	if _, err := os.Stat(stale); err == nil {
+		t.Error("what an agent left behind is still there")
 	}
 }

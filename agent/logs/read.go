@@ -9,183 +9,210 @@ import (
 	"io/fs"
 	"os"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 const (
-	// pollEvery is how often a followed file is looked at.
-	pollEvery = 100 * time.Millisecond
+	// A followed file is looked at so often: soon while something comes, more
+	// seldom the longer nothing does.
+	pollFirst, pollLast = 20 * time.Millisecond, 250 * time.Millisecond
 	// chunkSize is how much is read at once.
-	chunkSize = 256 << 10
-	// tailMax is how far back Tail looks: what a container keeps.
-	tailMax = 2 * DefaultMax
+	chunkSize = 32 << 10
 )
 
-// Position is how far a reader has come. The zero value is the beginning of a
-// log that has never been bounded.
-type Position struct {
-	at    int64  // in the file that it stands in, counted from what was its beginning
-	moved uint64 // inode of what was moved aside last: a new one tells of a Bound
-	old   bool   // it stands in what was moved aside
+// ErrNoPrevious: the container has been started once only, as far as is known.
+var ErrNoPrevious = errors.New("it has not been restarted: there is no output of an earlier run")
+
+// Options say which part of a log is read.
+type Options struct {
+	// From goes on after that many bytes of all that was ever written; negative:
+	// as the other fields say.
+	From int64
+	// Tail is how many of the last lines; negative: all.
+	Tail int
+	// Since leaves out what had been written by then; zero: nothing.
+	Since time.Time
+	// Previous is what was written between the last two starts. It is over: it
+	// is not followed.
+	Previous bool
+	Follow   bool
 }
 
-// Tail writes the last n lines (all if n is negative) to w and returns the
-// place after them, to follow from. It looks back at most tailMax bytes and
-// holds a chunk of them at a time. A log that is not there is empty.
-func Tail(path string, n int, w io.Writer) (Position, error) {
-	p, todo, err := seek(path, n)
-	if err != nil {
-		return p, err
-	}
-	var chunk bytes.Buffer
-	for todo > 0 {
-		// What a writer adds meanwhile is for Follow.
-		if err := p.forward(path, &chunk, min(todo, chunkSize)); err != nil {
-			return p, err
-		}
-		if chunk.Len() == 0 {
-			return p, nil // it was bounded meanwhile, and kept less
-		}
-		todo -= int64(chunk.Len())
-		if _, err := chunk.WriteTo(w); err != nil {
-			return p, fmt.Errorf("read log %s: %w", path, err)
-		}
-		chunk.Reset()
-	}
-	return p, nil
+// Chunk is a part of a log, at most about 32 KiB.
+type Chunk struct {
+	Data   []byte // reused for the next
+	Offset int64  // of what comes after Data, among all that was ever written
+	// Time by which Data had been written; zero: not known.
+	Time time.Time
+	// Dropped bytes before Data, at least, that should have come and are no
+	// longer kept.
+	Dropped int64
 }
 
-// seek finds where the last n lines begin and how many bytes there are from
-// there.
-func seek(path string, n int) (Position, int64, error) {
-	f, err := openShared(path)
-	if err != nil || f == nil {
-		return Position{moved: inode(previous(path))}, 0, err
+// Read hands over the log at path in chunks. The first comes at once and may be
+// empty: its Offset is where reading begins. With Follow it goes on until ctx
+// ends, and then once more with what is there by then. A log that is not there
+// is empty. An error of hand ends it and is returned.
+func Read(ctx context.Context, path string, o Options, hand func(Chunk) error) error {
+	r := reader{path: path, hand: hand, buf: make([]byte, chunkSize)}
+	defer func() {
+		if r.f != nil {
+			r.f.Close()
+		}
+	}()
+	if err := r.open(); err != nil {
+		return fmt.Errorf("read log: %w", err)
 	}
-	defer f.Close()
-	info, err := f.Stat()
+	end, err := r.begin(o)
+	if err == nil {
+		err = hand(Chunk{Offset: r.at})
+	}
+	if err == nil {
+		err = r.upTo(end)
+	}
 	if err != nil {
-		return Position{}, 0, fmt.Errorf("read log: %w", err)
+		return fmt.Errorf("read log %s: %w", path, err)
 	}
-	size := info.Size()
-	p := Position{at: size, moved: inode(previous(path))}
-	if n == 0 {
-		return p, 0, nil
+	if !o.Follow || o.Previous {
+		return nil
 	}
-	wrap := func(err error) error { return fmt.Errorf("read log %s: %w", path, err) }
-	back := lineCounter{todo: n, first: true}
-	floor := max(0, size-tailMax)
-	start, err := back.lines(f, floor, size)
-	if err != nil {
-		return p, 0, wrap(err)
+	if err := r.follow(ctx); err != nil {
+		return fmt.Errorf("follow log %s: %w", path, err)
 	}
-	if back.done || floor > 0 {
-		p.at = start
-		return p, size - start, nil
+	return nil
+}
+
+// reader is a Read under way.
+type reader struct {
+	path  string
+	hand  func(Chunk) error
+	f     *os.File // nil: there is none yet
+	at    int64
+	index []record // as of the beginning
+	buf   []byte
+}
+
+func (r *reader) open() error {
+	if r.f != nil {
+		return nil
 	}
-	old, err := os.Open(previous(path))
+	f, err := os.Open(r.path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return Position{moved: p.moved}, size, nil
+		return nil
 	}
-	if err != nil {
-		return p, 0, wrap(err)
-	}
-	defer old.Close()
-	if info, err = old.Stat(); err != nil {
-		return p, 0, wrap(err)
-	}
-	start, err = back.lines(old, max(0, info.Size()-(tailMax-size)), info.Size())
-	if err != nil {
-		return p, 0, wrap(err)
-	}
-	return Position{at: getOrigin(path) + start, moved: p.moved, old: true}, size + info.Size() - start, nil
+	r.f = f
+	return err
 }
 
-// lineCounter looks for the beginning of the last todo lines (all if it is
-// negative), from the end backwards.
-type lineCounter struct {
-	todo  int
-	first bool // no byte was seen yet: a newline there ends the last line
-	done  bool
-}
-
-// lines returns where the lines begin in f, between floor and end. If floor is
-// not the beginning of f, it is taken to be inside a line.
-func (c *lineCounter) lines(f io.ReaderAt, floor, end int64) (int64, error) {
-	part := make([]byte, min(chunkSize/4, max(end-floor, 0)))
-	for at := end; at > floor && c.todo > 0; {
-		n := min(int64(len(part)), at-floor)
-		if _, err := f.ReadAt(part[:n], at-n); err != nil {
+// begin finds where o begins and where what there is ends.
+func (r *reader) begin(o Options) (end int64, err error) {
+	if r.f == nil {
+		if o.Previous {
+			return 0, ErrNoPrevious
+		}
+		r.at = max(0, o.From)
+		return 0, nil
+	}
+	if end, err = length(r.f); err != nil {
+		return 0, err
+	}
+	r.index = readIndex(r.path)
+	if o.From >= 0 {
+		r.at = o.From
+		return end, nil
+	}
+	start := head(r.f, r.path)
+	if o.Previous {
+		at := runs(r.index)
+		if len(at) < 2 {
+			return 0, ErrNoPrevious
+		}
+		start, end = max(start, at[len(at)-2]), min(end, at[len(at)-1])
+	}
+	if !o.Since.IsZero() {
+		start = max(start, since(r.index, o.Since))
+	}
+	start = min(start, end)
+	if o.Tail >= 0 {
+		if start, err = lastLines(r.f, start, end, o.Tail); err != nil {
 			return 0, err
 		}
-		i := int(n)
-		if c.first && part[i-1] == '\n' {
-			i--
-		}
-		c.first = false
-		for {
-			if i = bytes.LastIndexByte(part[:i], '\n'); i < 0 {
-				break
-			}
-			if c.todo--; c.todo == 0 {
-				c.done = true
-				return at - n + int64(i) + 1, nil
-			}
-		}
-		at -= n
 	}
-	if floor > 0 && floor < end {
-		return nextLine(f, floor, end)
-	}
-	return floor, nil
+	r.at = start
+	return end, nil
 }
 
-// openShared opens path and keeps Bound off it until it is closed; nil if it
-// is not there.
-func openShared(path string) (*os.File, error) {
-	f, err := os.Open(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+// upTo hands over what there is before end.
+func (r *reader) upTo(end int64) error {
+	for r.at < end {
+		c, limit := Chunk{}, end
+		if m, ok := dated(r.index, r.at); ok {
+			// No chunk reaches beyond what its time is true of.
+			c.Time, limit = m.time, min(end, m.offset)
+		} else {
+			c.Time = time.Now()
+		}
+		n, err := r.f.ReadAt(r.buf[:min(int64(len(r.buf)), limit-r.at)], r.at)
+		if err != nil && (!errors.Is(err, io.EOF) || n == 0) {
+			if errors.Is(err, io.EOF) {
+				return nil // it was emptied
+			}
+			return err
+		}
+		// What was cut off meanwhile reads as zeros: looked at after the read, so
+		// that none of them is taken for output.
+		if kept := head(r.f, r.path); kept > r.at {
+			c.Dropped = min(kept, end) - r.at
+			r.at += c.Dropped
+			c.Offset, c.Time = r.at, time.Time{}
+		} else {
+			r.at += int64(n)
+			c.Data, c.Offset = r.buf[:n], r.at
+		}
+		if err := r.hand(c); err != nil {
+			return err
+		}
 	}
-	if err != nil {
-		return nil, fmt.Errorf("read log: %w", err)
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_SH); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("read log %s: %w", path, err)
-	}
-	return f, nil
+	return nil
 }
 
-// Follow writes what comes after from (of Tail) to w until ctx ends, then once
-// more what is there by then. It returns the place that it came to, and an
-// error only if the file cannot be read or w fails.
-func Follow(ctx context.Context, path string, from Position, w io.Writer) (Position, error) {
-	tick := time.NewTicker(pollEvery)
+func (r *reader) follow(ctx context.Context) error {
+	r.index = nil // what comes now is dated by its coming
+	wait := pollFirst
+	tick := time.NewTimer(wait)
 	defer tick.Stop()
-	p := from
-	var chunk bytes.Buffer
 	for {
 		ended := ctx.Err() != nil
-		chunk.Reset()
-		if err := p.forward(path, &chunk, chunkSize); err != nil {
-			return p, err
+		if err := r.open(); err != nil {
+			return err
 		}
-		full := chunk.Len() >= chunkSize
-		// Without the lock: a reader who does not read must not keep the log
-		// from being bounded.
-		if chunk.Len() > 0 {
-			if _, err := w.Write(chunk.Bytes()); err != nil {
-				return p, fmt.Errorf("follow log %s: %w", path, err)
+		moved := false
+		if r.f != nil {
+			end, err := length(r.f)
+			if err != nil {
+				return err
+			}
+			if end < r.at {
+				// It was emptied, on a file system that can do no better.
+				r.at = 0
+				if err := r.hand(Chunk{Dropped: 1}); err != nil {
+					return err
+				}
+			}
+			if moved = end > r.at; moved {
+				if err := r.upTo(end); err != nil {
+					return err
+				}
 			}
 		}
-		if full {
-			continue // there may be more at once
-		}
 		if ended {
-			return p, nil
+			return nil
 		}
+		if moved {
+			wait = pollFirst
+		} else {
+			wait = min(wait*5/4, pollLast)
+		}
+		tick.Reset(wait)
 		select {
 		case <-ctx.Done():
 		case <-tick.C:
@@ -193,59 +220,30 @@ func Follow(ctx context.Context, path string, from Position, w io.Writer) (Posit
 	}
 }
 
-func inode(path string) uint64 {
-	var st unix.Stat_t
-	if unix.Stat(path, &st) != nil {
-		return 0
+// lastLines returns where the last n lines before end begin, start at least.
+func lastLines(f io.ReaderAt, start, end int64, n int) (int64, error) {
+	if n == 0 {
+		return end, nil
 	}
-	return st.Ino
-}
-
-// forward reads what is there after p, at most limit bytes.
-func (p *Position) forward(path string, chunk *bytes.Buffer, limit int64) error {
-	f, err := openShared(path)
-	if err != nil || f == nil {
-		return err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return fmt.Errorf("follow log: %w", err)
-	}
-	moved := inode(previous(path))
-	switch {
-	case p.old && moved != p.moved:
-		// What it stood in is gone; all of the file after it was moved aside.
-		*p = Position{moved: moved, old: true}
-	case !p.old && (moved != p.moved || info.Size() < p.at):
-		// It was bounded; what had not been read yet was moved aside.
-		p.moved, p.old = moved, true
-	}
-	if p.old {
-		old, err := os.Open(previous(path))
-		if err == nil {
-			start := getOrigin(path)
-			p.at = max(p.at, start)
-			err = p.copy(old, start, chunk, limit)
-			old.Close()
+	part := make([]byte, chunkSize)
+	for at := end; at > start; {
+		k := min(int64(len(part)), at-start)
+		if _, err := f.ReadAt(part[:k], at-k); err != nil {
+			return 0, err
 		}
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("follow log %s: %w", path, err)
+		i := int(k)
+		if at == end && part[i-1] == '\n' {
+			i-- // it ends the last line
 		}
-		if int64(chunk.Len()) >= limit {
-			return nil // the rest of what was moved aside next time
+		for {
+			if i = bytes.LastIndexByte(part[:i], '\n'); i < 0 {
+				break
+			}
+			if n--; n == 0 {
+				return at - k + int64(i) + 1, nil
+			}
 		}
-		*p = Position{moved: moved}
+		at -= k
 	}
-	if err := p.copy(f, 0, chunk, limit); err != nil {
-		return fmt.Errorf("follow log %s: %w", path, err)
-	}
-	return nil
-}
-
-// copy reads what follows p in f, which begins at start.
-func (p *Position) copy(f *os.File, start int64, chunk *bytes.Buffer, limit int64) error {
-	n, err := io.Copy(chunk, io.NewSectionReader(f, p.at-start, limit-int64(chunk.Len())))
-	p.at += n
-	return err
+	return start, nil
 }

@@ -78,6 +78,9 @@ type Deps struct {
 	Health       Health
 	Measure      func(ctx context.Context, c driver.Container) (Measurement, error)
 	LogPath      func(uid string) string
+	// LogStarts is called before each start of an instance's container, again
+	// with the same attempt where a start is repeated. May be nil.
+	LogStarts func(uid string, attempt uint64)
 	// LogGone is called when nothing is left of an instance.
 	LogGone        func(uid string)
 	AllowHostPaths []string

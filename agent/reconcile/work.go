@@ -166,6 +166,9 @@ func (l *Loop) bringUp(ctx context.Context, f store.Facts, as *Assignment) (stor
 	spec.Hostname = as.Instance
 	spec.Env = append(slices.Clone(as.Container.Env), l.whoami(as)...)
 	spec.LogPath = l.d.LogPath(as.UID)
+	if l.d.LogStarts != nil {
+		l.d.LogStarts(as.UID, f.Attempt)
+	}
 	spec.Labels = map[string]string{
 		LabelUID: as.UID, LabelAttempt: strconv.FormatUint(f.Attempt, 10),
 		LabelNamespace: as.Namespace, LabelWorkload: as.Workload, LabelInstance: as.Instance,

@@ -59,7 +59,7 @@ const chunk = 32 << 10
 // open answers a StreamOpen on a connection of its own.
 func (s *Session) open(ctx context.Context, o *redoubtv1.StreamOpen) {
 	s.bulk.Go(func() {
-		if err := s.attach(ctx, o); err != nil && ctx.Err() == nil {
+		if err := s.attach(ctx, o); err != nil && ctx.Err() == nil && !errors.Is(err, io.EOF) { // EOF: its caller went
 			s.deps.Log.Warn("stream failed", "stream", o.GetStreamId(), "uid", o.GetUid(), "server", o.GetServerAddress(), "err", err)
 		}
 	})

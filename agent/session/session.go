@@ -57,6 +57,10 @@ type Node interface {
 // ErrGap says that assignments do not follow what is held.
 var ErrGap = errors.New("assignments do not follow what is held")
 
+// DefaultExecs is how many execs a node bears at once: 200 MB of waiting
+// processes, which is what a small node can spare.
+const DefaultExecs = 32
+
 // Config of a session. Zero fields take the default in brackets.
 type Config struct {
 	Node, Site, BootID, Version string
@@ -67,7 +71,7 @@ type Config struct {
 	Interval time.Duration // of heartbeats until Welcome says [5s]
 	Retry    time.Duration // of a batch that is not acknowledged [10s]
 	MaxDelay time.Duration // between rounds over the servers, at most [15s]
-	Streams  int           // of logs and forwards at once [2048]
+	Streams  int           // of logs and forwards at once [2000]; a server takes 2048 calls of a node
 	// Execs at once [32]. Each costs a waiting process of about 6 MB beside
 	// what it runs.
 	Execs int
@@ -122,10 +126,10 @@ func New(cfg Config, deps Deps) *Session {
 	def(&cfg.Retry, 10*time.Second)
 	def(&cfg.MaxDelay, 15*time.Second)
 	if cfg.Streams == 0 {
-		cfg.Streams = 2048
+		cfg.Streams = 2000
 	}
 	if cfg.Execs == 0 {
-		cfg.Execs = 32
+		cfg.Execs = DefaultExecs
 	}
 	return &Session{cfg: cfg, deps: deps, pool: pool{dial: deps.Dial}, streams: make(chan struct{}, cfg.Streams), execs: make(chan struct{}, cfg.Execs)}
 }

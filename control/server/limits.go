@@ -34,6 +34,10 @@ const (
 	maxHeaders = 16 << 10
 	// maxStreams bounds the calls at once on one connection.
 	maxStreams = 256
+	// streamWindow is what a server takes in of one stream before it is read,
+	// connWindow of one connection before it is looked at. They are fixed, so that
+	// a reader who stands still holds so much and no more.
+	streamWindow, connWindow = 128 << 10, 1 << 20
 	// maxConnections bounds connections in all, and maxConnectionsEach those of
 	// one node or user; servers are not counted.
 	maxConnections, maxConnectionsEach = 16_384, 512
@@ -262,7 +266,7 @@ func (s *Server) limitedServer(creds credentials.TransportCredentials) *grpc.Ser
 	return grpc.NewServer(
 		grpc.Creds(counted{creds, s.admission, s.refused}), grpc.InTapHandle(s.admission.call),
 		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxAnswer), grpc.MaxHeaderListSize(maxHeaders),
-		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.MaxConcurrentStreams(maxStreams), grpc.InitialWindowSize(streamWindow), grpc.InitialConnWindowSize(connWindow),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 20 * time.Second, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: pingsNoOftenerThan, PermitWithoutStream: true}),
 		grpc.ConnectionTimeout(20*time.Second),

@@ -294,8 +294,10 @@ func (s *fleetAPI) instancesOf(ctx context.Context, ns, name string) ([]instance
 	if err := s.catchUp(ctx, 0); err != nil {
 		return nil, toStatus(err)
 	}
-	ns = fleet.NamespaceOrDefault(ns)
-	view := s.store.Snapshot()
+	return namedInstances(s.store.Snapshot(), fleet.NamespaceOrDefault(ns), name)
+}
+
+func namedInstances(view *state.View, ns, name string) ([]instanceRef, error) {
 	var refs []instanceRef
 	if _, ok := view.Workload(nil, ns, name); ok {
 		instances := view.InstancesOfWorkload(nil, ns, name)

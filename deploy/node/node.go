@@ -22,6 +22,7 @@ import (
 	"redoubt.dev/redoubt/agent"
 	"redoubt.dev/redoubt/agent/canary"
 	"redoubt.dev/redoubt/agent/driver/fake"
+	"redoubt.dev/redoubt/agent/session"
 	"redoubt.dev/redoubt/deploy/runtimes"
 	"redoubt.dev/redoubt/identity"
 	"redoubt.dev/redoubt/isolation/probe"
@@ -64,6 +65,7 @@ type Config struct {
 	InsecureRegistries          []string
 	Labels                      map[string]string
 	ProbeEvery                  time.Duration
+	MaxExecs                    int // at once; 0: the agent's default
 	Version                     string
 	// Registry, if set, takes this agent's metrics.
 	Registry prometheus.Registerer
@@ -132,7 +134,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	a, err := agent.New(agent.Config{
 		Member: member, DataDir: cfg.DataDir, Version: cfg.Version, Labels: cfg.Labels,
 		GossipBind: cfg.GossipBind, GossipAdvertise: cfg.GossipAdvertise,
-		ProbeEvery: cfg.ProbeEvery, AllowHostPaths: cfg.AllowHostPaths,
+		ProbeEvery: cfg.ProbeEvery, AllowHostPaths: cfg.AllowHostPaths, Session: session.Config{Execs: cfg.MaxExecs},
 	}, agent.Deps{Host: host, Identity: disk, Metrics: metrics, Log: cfg.Log})
 	if err != nil {
 		return err

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"redoubt.dev/redoubt/agent"
+	"redoubt.dev/redoubt/agent/session"
 	"redoubt.dev/redoubt/control"
 	"redoubt.dev/redoubt/deploy/install"
 	"redoubt.dev/redoubt/deploy/node"
@@ -51,6 +52,7 @@ func (a *app) agentVerb() (c *cobra.Command, settle func(mayJoin bool) (node.Con
 	f.StringSliceVar(&cfg.AllowHostPaths, "allow-host-path", nil, "host `PATH` that workloads may mount, with everything below it")
 	f.StringSliceVar(&cfg.InsecureRegistries, "insecure-registry", nil, "registry `HOST[:PORT]` that is spoken to without TLS")
 	f.DurationVar(&cfg.ProbeEvery, "probe-every", agent.DefaultProbeEvery, "how often runtimes are proven again")
+	f.IntVar(&cfg.MaxExecs, "max-execs", session.DefaultExecs, "execs at once, `N`; each costs about 6 MB of the host")
 	f.StringToStringVar(&cfg.Labels, "label", nil, "`KEY=VALUE` of the node")
 	f.StringVar(&cfg.Driver, "driver", node.DriverContainerd, "containerd, or fake: in memory, for trying the control plane; proves nothing")
 	settle = func(mayJoin bool) (node.Config, error) {

@@ -70,26 +70,6 @@ func TestColoursTakeNoWidthAndStayOutUnlessAsked(t *testing.T) {
 	}
 }
 
-func TestAPrefixerHoldsNoLineForEver(t *testing.T) {
-	var b bytes.Buffer
-	p := &prefixer{w: &b, prefix: true}
-	for range 80 {
-		if err := p.write("a-1", bytes.Repeat([]byte("x"), 1024)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if b.Len() < 64<<10 {
-		t.Errorf("%d bytes were written of a line of 80 KiB", b.Len())
-	}
-	if err := p.write("b-1", []byte("one\ntwo")); err != nil {
-		t.Fatal(err)
-	}
-	p.flush()
-	if !strings.Contains(b.String(), "b-1  one\n") || !strings.HasSuffix(b.String(), "b-1  two\n") {
-		t.Errorf("it ends in %q", b.String()[b.Len()-40:])
-	}
-}
-
 func TestWaitingIsABarOnATerminalAndLinesElsewhere(t *testing.T) {
 	show := func(width int) string {
 		var b bytes.Buffer
