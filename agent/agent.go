@@ -63,6 +63,9 @@ type Host struct {
 	// Inside connects to a port of the instance uid as its own processes do; nil:
 	// nothing is forwarded.
 	Inside func(ctx context.Context, uid string, port uint16) (net.Conn, error)
+	// KeepImages removes images that are not among those wanted, when the disk
+	// is full, until ctx ends. May be nil.
+	KeepImages func(ctx context.Context, wanted func() []string) error
 	// Run keeps the parts going; it returns when ctx ends. May be nil.
 	Run func(context.Context) error
 }
@@ -280,6 +283,9 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	must("session", a.session.Run)
 	must("log keeper", logs.Keeper{Dir: a.bulk.logs, Log: a.deps.Log}.Run)
 	must("relay", a.relay)
+	if keep := a.deps.Host.KeepImages; keep != nil {
+		try("removal of unused images", func(ctx context.Context) error { return keep(ctx, a.images) })
+	}
 	if a.renewer != nil {
 		try("renewal of the node's identity", a.renewer.run)
 	}
@@ -311,6 +317,17 @@ func (a *Agent) relay(ctx context.Context) error {
 		}
 		a.reckon()
 	}
+}
+
+// images are those that the node's assignments name.
+func (a *Agent) images() []string {
+	var names []string
+	for _, as := range a.assignments() {
+		if as.Container.Image != "" {
+			names = append(names, as.Container.Image)
+		}
+	}
+	return names
 }
 
 // reckon brings load and digest up to date.

@@ -16,9 +16,13 @@ import (
 	"redoubt.dev/redoubt/agent/driver"
 	"redoubt.dev/redoubt/agent/network"
 	"redoubt.dev/redoubt/agent/reconcile"
+	"redoubt.dev/redoubt/agent/registry"
 	"redoubt.dev/redoubt/isolation"
 	"redoubt.dev/redoubt/isolation/probe"
 )
+
+// ImageLimits bounds what images take of a node.
+type ImageLimits = containerd.ImageLimits
 
 // HostConfig says what a real host runs on.
 type HostConfig struct {
@@ -32,8 +36,12 @@ type HostConfig struct {
 	Carried map[string]string
 	// Insecure registries are spoken to in plain HTTP.
 	Insecure []string
-	Subnet   netip.Prefix // zero: a free one
-	Log      *slog.Logger
+	// Registries is the directory of credentials, mirrors and roots; see
+	// agent/registry.
+	Registries string
+	Images     ImageLimits
+	Subnet     netip.Prefix // zero: a free one
+	Log        *slog.Logger
 }
 
 // RealHost is the real thing: containerd, the node's network, canaries.
@@ -52,7 +60,8 @@ func (c HostConfig) containerd() containerd.Config {
 		Node: isolation.NodeID(c.Node), Dir: filepath.Join(c.DataDir, "containerd"),
 		Binaries: containerd.Binaries{Containerd: c.Binaries.Containerd, Shim: c.Binaries.Shim,
 			Runc: c.Binaries.Runc, Runsc: c.Binaries.Runsc, Wrapper: c.Binaries.Wrapper},
-		HostAddress: c.Containerd, Carried: c.Carried, Insecure: c.Insecure, Log: c.Log,
+		HostAddress: c.Containerd, Carried: c.Carried, Insecure: c.Insecure,
+		Registries: registry.Dir(c.Registries), Images: c.Images, Log: c.Log,
 	}
 }
 
@@ -118,7 +127,8 @@ func RemoveHost(ctx context.Context, cfg HostConfig) (err error) {
 // Host is h as an agent takes it.
 func (h *RealHost) Host() Host {
 	return Host{
-		Driver: h.driver, Network: bridge{h.network}, Facts: probe.Host, Findings: h.findings, Measure: h.measure, Dial: h.network.Dial, Inside: h.network.DialInside, Run: h.run,
+		Driver: h.driver, Network: bridge{h.network}, Facts: probe.Host, Findings: h.findings, Measure: h.measure, Dial: h.network.Dial, Inside: h.network.DialInside,
+		KeepImages: h.driver.KeepImages, Run: h.run,
 	}
 }
 

@@ -66,6 +66,7 @@ var rooms = []struct {
 	{"control/consensus", []string{"isolation", "control/fleet", "control/state", "control/consensus", "identity", "proto"}},
 
 	{"agent", []string{"agent", "isolation", "identity", "proto"}},
+	{"agent/registry", []string{"agent/registry", "agent/image"}},
 	{"agent/driver", []string{"agent/driver", "isolation"}},
 	{"agent/driver/fake", []string{"agent/driver", "agent/image", "isolation"}},
 

@@ -8,7 +8,9 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"time"
 
+	"redoubt.dev/redoubt/agent/registry"
 	"redoubt.dev/redoubt/isolation"
 )
 
@@ -33,8 +35,65 @@ type Config struct {
 	// Insecure lists registry hosts (host[:port]) that are spoken to in plain
 	// HTTP. Loopback always may be.
 	Insecure []string
-	Log      *slog.Logger
+	// Registries is where the node's credentials, mirrors and roots lie; see
+	// package registry. It may be empty.
+	Registries registry.Dir
+	// Traffic bounds each pull; zero fields have their defaults.
+	Traffic registry.Limits
+	// Images bounds what images take.
+	Images ImageLimits
+	Log    *slog.Logger
 }
+
+// ImageLimits bounds what images take of a node; zero fields take the default
+// in brackets.
+type ImageLimits struct {
+	// MaxSize is what one image may take, before and after it is unpacked
+	// [16 GiB].
+	MaxSize int64
+	// Pulls is how many images are fetched at once [3].
+	Pulls int
+	// High and Low are percentages of the file system that images lie on: when
+	// more than High is in use, unused images are removed until no more than
+	// Low is [85, 80]. A High of 100 turns that off.
+	High, Low int
+	// MinAge is how long after its last use an image is never removed [2m].
+	MinAge time.Duration
+}
+
+func (l ImageLimits) withDefaults() ImageLimits {
+	if l.MaxSize == 0 {
+		l.MaxSize = 16 << 30
+	}
+	if l.Pulls == 0 {
+		l.Pulls = 3
+	}
+	if l.High == 0 && l.Low == 0 {
+		l.High, l.Low = 85, 80
+	}
+	if l.MinAge == 0 {
+		l.MinAge = 2 * time.Minute
+	}
+	return l
+}
+
+// Validate names the first limit that makes no sense.
+func (l ImageLimits) Validate() error {
+	l = l.withDefaults()
+	switch {
+	case l.MaxSize < 1<<20:
+		return fmt.Errorf("the largest image allowed, %d bytes, is below 1 MiB", l.MaxSize)
+	case l.Pulls < 1 || l.Pulls > 64:
+		return fmt.Errorf("%d images pulled at once: 1 to 64", l.Pulls)
+	case l.Low < 1 || l.High > 100 || l.Low >= l.High:
+		return fmt.Errorf("images are removed from %d %% down to %d %%: both are 1 to 100, and the second is the smaller", l.High, l.Low)
+	case l.MinAge < 0:
+		return fmt.Errorf("the age %s, below which images are kept, is negative", l.MinAge)
+	}
+	return nil
+}
+
+func (c Config) maxImage() int64 { return c.Images.withDefaults().MaxSize }
 
 // A node id becomes part of paths, of a containerd namespace and of command
 // lines.
@@ -53,6 +112,9 @@ func (c Config) validate() error {
 	need := map[string]string{"the wrapper": c.Binaries.Wrapper}
 	if c.HostAddress == "" {
 		need["containerd"], need["its shim"] = c.Binaries.Containerd, c.Binaries.Shim
+	}
+	if err := c.Images.Validate(); err != nil {
+		return fmt.Errorf("containerd: %w", err)
 	}
 	for name, path := range need {
 		if !filepath.IsAbs(path) {

@@ -289,10 +289,14 @@ func TestPull(t *testing.T) {
 	got, err := n.driver.EnsureImage(ctx, ref, driver.PullIfNotPresent, func(stage string, done, total int64) {
 		mu.Lock()
 		defer mu.Unlock()
+		stage, parts, _ := strings.Cut(stage, "; ")
 		if !slices.Contains(stages, stage) {
 			stages = append(stages, stage)
 		}
 		if stage == "pull" {
+			if !strings.HasSuffix(parts, " of 5 parts") { // three layers, the config and the manifest
+				t.Errorf("progress %q", parts)
+			}
 			if done < last || done > total {
 				t.Errorf("progress %d of %d after %d", done, total, last)
 			}

@@ -68,7 +68,10 @@ type Driver struct {
 	sweep  *sweeper
 
 	changed chan struct{}
+	room    chan struct{} // a pull found too little of it
 	busy    perID
+	images  *imageWork
+	used    func() (percent int, err error) // of the disk; diskUsed
 
 	mu          sync.Mutex
 	snapshotter string // found at first use
@@ -86,15 +89,22 @@ func NewDriver(cfg Config) (*Driver, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := cfg.Registries.Check(); err != nil {
+		// Not fatal: what needs the file fails then, and says so again.
+		cfg.Log.Error("settings for image registries are not usable", "dir", string(cfg.Registries), "err", err)
+	}
 	quietLibrary()
 	client, err := dial(cfg)
 	if err != nil {
 		return nil, err
 	}
-	return &Driver{
+	d := &Driver{
 		cfg: cfg, log: cfg.Log.With("node", string(cfg.Node)), client: client, sweep: sw,
-		changed: make(chan struct{}, 1),
-	}, nil
+		changed: make(chan struct{}, 1), room: make(chan struct{}, 1),
+		images: newImageWork(cfg.Images.withDefaults().Pulls),
+	}
+	d.used = d.diskUsed
+	return d, nil
 }
 
 // containerd's client writes to standard error on its own; what matters of that

@@ -2,10 +2,10 @@ package containerd
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"net/http"
 	"slices"
 	"strings"
 	"sync"
@@ -14,260 +14,332 @@ import (
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
-	"github.com/containerd/containerd/v2/core/remotes/docker"
-	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
-	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/semaphore"
 
 	"redoubt.dev/redoubt/agent/driver"
 	"redoubt.dev/redoubt/agent/image"
 )
 
-// EnsureImage implements driver.Driver.
-func (d *Driver) EnsureImage(ctx context.Context, name, policy string, progress driver.Progress) (string, error) {
-	ref, err := image.Parse(name)
-	if err != nil {
-		return "", fmt.Errorf("%w: %w", driver.ErrImage, err)
-	}
-	if progress == nil {
-		progress = func(string, int64, int64) {}
-	}
-	switch policy {
-	case "":
-		policy = driver.PullIfNotPresent
-	case driver.PullIfNotPresent, driver.PullAlways, driver.PullNever:
-	default:
-		return "", fmt.Errorf("image %s: pull policy %q is none of %s, %s, %s", ref.Name, policy, driver.PullIfNotPresent, driver.PullAlways, driver.PullNever)
-	}
-	ctx = namespaces.WithNamespace(ctx, d.cfg.namespace())
-	img, err := d.client.GetImage(ctx, ref.Name)
-	switch {
-	case err == nil && (policy != driver.PullAlways || ref.Kind == image.Registry && ref.Digest != ""):
-		// A carried image is as new as the agent; it may have been replaced
-		// with it.
-		if ref.Kind != image.Carried || d.carriedIsCurrent(ref, img) {
-			if complete, err := d.complete(ctx, img); err == nil && complete {
-				progress("unpack", 0, 0)
-				return img.Target().Digest.String(), d.unpack(ctx, img)
-			}
-		}
-	case err == nil, errdefs.IsNotFound(err):
-		if policy == driver.PullNever && ref.Kind == image.Registry {
-			return "", fmt.Errorf("image %s is not on this node, and its pull policy is Never: load it there or use %s: %w", ref.Name, driver.PullIfNotPresent, driver.ErrImage)
-		}
-	default:
-		return "", fmt.Errorf("image %s: %w: %w", ref.Name, driver.ErrUnavailable, err)
-	}
-	switch ref.Kind {
-	case image.Registry:
-		img, err = d.pull(ctx, ref, progress)
-	case image.Layout:
-		img, err = d.load1(ctx, ref, ref.Dir, ref.Tag, progress)
-	case image.Carried:
-		img, err = d.carried(ctx, ref, progress)
-	}
-	if err != nil {
-		return "", err
-	}
-	progress("unpack", 0, 0)
-	if err := d.unpack(ctx, img); err != nil {
-		return "", err
-	}
-	return img.Target().Digest.String(), nil
-}
+// Bounds of one pull.
+const (
+	blobsAtOnce = 3
+	maxLayers   = 256 // more than any snapshotter mounts
+	maxIndexes  = 4   // an index in an index in …
+	// tornFor is how long what came of a torn pull is kept for the next try.
+	tornFor = 24 * time.Hour
+	// tries of one pull, each going on where the last was torn.
+	tries = 3
+)
 
-// complete tells whether all blobs of img are still there.
-func (d *Driver) complete(ctx context.Context, img containerd.Image) (bool, error) {
-	ok, _, _, missing, err := images.Check(ctx, d.client.ContentStore(), img.Target(), img.Platform())
-	return ok && len(missing) == 0, err
-}
-
-func (d *Driver) carried(ctx context.Context, ref image.Reference, progress driver.Progress) (containerd.Image, error) {
-	path, ok := d.cfg.Carried[ref.Name]
-	if !ok {
-		var have []string
-		for name := range d.cfg.Carried {
-			have = append(have, name)
-		}
-		slices.Sort(have)
-		return nil, fmt.Errorf("image %s is not carried by this agent; it carries %q: %w", ref.Name, have, driver.ErrImage)
-	}
-	return d.load1(ctx, ref, path, "", progress)
-}
-
-// carriedIsCurrent tells whether img is what the archive holds now.
-func (d *Driver) carriedIsCurrent(ref image.Reference, img containerd.Image) bool {
-	layout, err := image.OpenLayout(d.cfg.Carried[ref.Name])
-	if err != nil {
-		return true // what is there is better than nothing
-	}
-	defer layout.Close()
-	desc, _, err := layout.Resolve("", platforms.Default().Match)
-	return err != nil || desc.Digest == img.Target().Digest
-}
-
-// load1 copies one image of an OCI layout into the daemon, which verifies each
-// blob against its digest.
-func (d *Driver) load1(ctx context.Context, ref image.Reference, path, tag string, progress driver.Progress) (containerd.Image, error) {
-	layout, err := image.OpenLayout(path)
-	if err != nil {
-		return nil, fmt.Errorf("image %s: %w: %w", ref.Name, err, driver.ErrImage)
-	}
-	defer layout.Close()
-	desc, manifest, err := layout.Resolve(tag, platforms.Default().Match)
-	if err != nil {
-		return nil, fmt.Errorf("image %s: %w: %w", ref.Name, err, driver.ErrImage)
-	}
-	if manifest.Config.Size > image.MaxConfig {
-		return nil, fmt.Errorf("image %s: a config of %d bytes is larger than the %d that are read: %w", ref.Name, manifest.Config.Size, image.MaxConfig, driver.ErrImage)
-	}
-	// A lease keeps the blobs from being collected until the image names them.
-	ctx, done, err := d.client.WithLease(ctx)
+// pull fetches from a registry. What a torn pull brought stays for a day under
+// a lease of its own, so that the next goes on from there; what a lying
+// registry sent does not.
+func (d *Driver) pull(ctx context.Context, ref image.Reference, progress driver.Progress) (containerd.Image, error) {
+	lease, err := d.pullLease(ctx, ref)
 	if err != nil {
 		return nil, fmt.Errorf("image %s: %w", ref.Name, err)
 	}
-	defer func() { _ = done(context.WithoutCancel(ctx)) }()
-
-	children := slices.Concat([]ocispec.Descriptor{manifest.Config}, manifest.Layers)
-	var total, copied int64
-	for _, c := range children {
-		total += c.Size
-	}
-	for _, c := range children {
-		if err := d.copyBlob(ctx, layout, c); err != nil {
-			return nil, fmt.Errorf("image %s: %w: %w", ref.Name, err, driver.ErrImage)
+	ctx = leases.WithLease(ctx, lease.ID)
+	var img containerd.Image
+	for try := 1; ; try++ {
+		var again time.Duration // 0: it would bring no more
+		img, again, err = d.pullOnce(ctx, ref, try, progress)
+		if err == nil || ctx.Err() != nil || again == 0 || try == tries {
+			break
 		}
-		copied += c.Size
-		progress("load", copied, total)
+		d.log.Debug("a pull was torn; it goes on", "image", ref.Name, "err", err)
+		progress("pull, torn and begun again,", 0, 0)
+		select {
+		case <-ctx.Done():
+		case <-time.After(again):
+		}
 	}
-	gc := map[string]string{"containerd.io/gc.ref.content.config": manifest.Config.Digest.String()}
-	for i, l := range manifest.Layers {
-		gc[fmt.Sprintf("containerd.io/gc.ref.content.l.%d", i)] = l.Digest.String()
+	if err != nil {
+		return nil, err
 	}
-	if err := d.copyBlob(ctx, layout, desc, content.WithLabels(gc)); err != nil {
-		return nil, fmt.Errorf("image %s: %w: %w", ref.Name, err, driver.ErrImage)
-	}
-	// No annotation of the layout comes along.
-	target := ocispec.Descriptor{MediaType: desc.MediaType, Digest: desc.Digest, Size: desc.Size}
-	return d.name(ctx, ref.Name, target)
+	return img, d.endLease(ctx, lease)
 }
 
-func (d *Driver) copyBlob(ctx context.Context, layout *image.LayoutFiles, desc ocispec.Descriptor, opts ...content.Opt) error {
-	r, err := layout.Blob(desc.Digest)
-	if err != nil {
-		return err
+// pullLease makes the lease of ref's pulls, or finds that of a torn one.
+func (d *Driver) pullLease(ctx context.Context, ref image.Reference) (leases.Lease, error) {
+	id := fmt.Sprintf("%s%x", pullLeases, sha256.Sum256([]byte(ref.Name)))
+	service := d.client.LeasesService()
+	lease, err := service.Create(ctx, leases.WithID(id), leases.WithLabel(labelImage, ref.Name), leases.WithExpiration(tornFor))
+	if errdefs.IsAlreadyExists(err) {
+		return leases.Lease{ID: id}, nil
 	}
-	defer r.Close()
-	err = content.WriteBlob(ctx, d.client.ContentStore(), "redoubt-"+desc.Digest.String(), io.LimitReader(r, desc.Size+1), desc, opts...)
-	if err != nil && !errdefs.IsAlreadyExists(err) {
-		return fmt.Errorf("blob %s: %w", desc.Digest, err)
+	if err != nil {
+		return lease, fmt.Errorf("take a lease: %w", err)
+	}
+	return lease, nil
+}
+
+// Leases of pulls, and the label that says of which image.
+const (
+	pullLeases = "redoubt-pull-"
+	labelImage = labelPrefix + "image"
+)
+
+func (d *Driver) endLease(ctx context.Context, lease leases.Lease, opts ...leases.DeleteOpt) error {
+	ctx, cancel := d.detached(ctx, askFor)
+	defer cancel()
+	if err := d.client.LeasesService().Delete(ctx, lease, opts...); err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("give up lease %s: %w", lease.ID, err)
 	}
 	return nil
 }
 
-// name makes or moves an image name.
-func (d *Driver) name(ctx context.Context, name string, target ocispec.Descriptor) (containerd.Image, error) {
-	img := images.Image{Name: name, Target: target}
-	made, err := d.client.ImageService().Create(ctx, img)
-	if errdefs.IsAlreadyExists(err) {
-		made, err = d.client.ImageService().Update(ctx, img, "target")
-	}
-	if err != nil {
-		return nil, fmt.Errorf("image %s: note its name: %w", name, err)
-	}
-	return containerd.NewImage(d.client, made), nil
-}
-
-// pull fetches from a registry.
-func (d *Driver) pull(ctx context.Context, ref image.Reference, progress driver.Progress) (containerd.Image, error) {
-	plain := func(host string) (bool, error) {
-		return image.Loopback(host) || slices.Contains(d.cfg.Insecure, host), nil
-	}
-	// A transport of its own for each pull: connections end with it.
-	transport := docker.DefaultHTTPTransport(nil)
-	transport.ResponseHeaderTimeout = 30 * time.Second
-	defer transport.CloseIdleConnections()
-	resolver := docker.NewResolver(docker.ResolverOptions{
-		Hosts: docker.ConfigureDefaultRegistries(
-			docker.WithPlainHTTP(plain),
-			docker.WithClient(&http.Client{Transport: transport}),
-		),
+// pullOnce tries once. If another try may bring more, it says after how long.
+func (d *Driver) pullOnce(ctx context.Context, ref image.Reference, try int, progress driver.Progress) (_ containerd.Image, again time.Duration, _ error) {
+	resolver, access := d.resolver(ctx, func(host string, wait time.Duration) {
+		progress(fmt.Sprintf("wait %s, as %s asks, to pull", wait.Round(time.Second), host), 0, 0)
 	})
+	defer access.close()
 	watch := newWatcher(d, progress)
-	following, stop := context.WithCancel(ctx)
+	pulling, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
 	var wg sync.WaitGroup
-	wg.Go(func() { watch.follow(following) })
-	img, err := d.client.Pull(ctx, ref.Name,
+	wg.Go(func() { watch.follow(pulling) })
+	wg.Go(func() {
+		if err := access.traffic.Watch(pulling); err != nil {
+			stop(err)
+		}
+	})
+	img, err := d.client.Pull(pulling, ref.Name,
 		containerd.WithResolver(resolver),
 		containerd.WithPlatformMatcher(platforms.Default()),
 		containerd.WithImageHandlerWrapper(watch.handler),
+		containerd.WithDownloadLimiter(semaphore.NewWeighted(blobsAtOnce)),
 		// No annotation that a registry sends becomes a label of ours.
 		containerd.WithChildLabelMap(images.ChildGCLabels),
 	)
-	stop()
+	cause := context.Cause(pulling)
+	stop(nil)
 	wg.Wait()
+	if err == nil {
+		err = d.rightPlatform(ctx, img)
+		if err != nil {
+			d.drop(ctx, ref.Name)
+		}
+	}
+	if err == nil {
+		return img, 0, nil
+	}
+	if cause != nil {
+		err = fmt.Errorf("%w (%w)", cause, err)
+	}
+	if watch.refused != nil {
+		err = watch.refused // it comes first; the rest was only ended by it
+	}
+	if !errors.Is(err, context.Canceled) && lied(err) {
+		// A part that cannot be what it should be would spoil each next try.
+		d.abort(ctx, watch.digests())
+	}
+	if isTorn(err) {
+		again = access.traffic.Again(try)
+	}
+	return nil, again, d.pullError(ctx, ref, access, err)
+}
+
+// rightPlatform refuses an image for another machine. One that came without an
+// index says so only in its config.
+func (d *Driver) rightPlatform(ctx context.Context, img containerd.Image) error {
+	store := d.client.ContentStore()
+	desc, err := img.Config(ctx)
 	if err != nil {
-		return nil, d.pullError(ctx, ref, err)
+		return err
 	}
-	return img, nil
+	data, err := content.ReadBlob(ctx, store, desc)
+	if err != nil {
+		return err
+	}
+	var c ocispec.Image
+	if err := json.Unmarshal(data, &c); err != nil {
+		return fmt.Errorf("%w: its config is no JSON", errRefused)
+	}
+	if c.OS == "" || c.Architecture == "" {
+		return nil
+	}
+	if have := platforms.Normalize(c.Platform); !platforms.Default().Match(have) {
+		return wrongPlatform([]ocispec.Platform{have})
+	}
+	return nil
 }
 
-// pullError says what the registry answered and what to do about it.
-func (d *Driver) pullError(ctx context.Context, ref image.Reference, err error) error {
-	remedy := "check the name and the tag, or load it on the node as an OCI layout (oci:/directory)"
-	text := err.Error()
-	var status remoteerrors.ErrUnexpectedStatus
-	switch {
-	case ctx.Err() != nil:
-		remedy = "the time given ran out; try again or allow more"
-	case errors.As(err, &status) && status.StatusCode == http.StatusTooManyRequests:
-		remedy = "the registry limits how often it may be asked; wait, or use a mirror"
-	case strings.Contains(text, "401") || strings.Contains(text, "403") || strings.Contains(text, "authorization failed") || strings.Contains(text, "denied"):
-		remedy = "it does not exist, or the registry wants a login, which this version cannot give: " + remedy
-	case strings.Contains(text, "server gave HTTP response to HTTPS client"):
-		remedy = "that registry speaks plain HTTP: list " + ref.Host + " as insecure on the agent if that is meant"
-	case strings.Contains(text, "no such host"), strings.Contains(text, "connection refused"), strings.Contains(text, "i/o timeout"), strings.Contains(text, "network is unreachable"):
-		remedy = "the registry cannot be reached from this node: check its name, the network and DNS, or load the image as an OCI layout (oci:/directory)"
-	case errdefs.IsNotFound(err):
-		text = "the registry " + ref.Host + " answers that it is not there (404)"
+// errRefused: the registry answers, and what it has is not taken.
+var errRefused = errors.New("it is refused")
+
+func wrongPlatform(have []ocispec.Platform) error {
+	var names []string
+	for _, p := range have {
+		if p.OS != "unknown" { // an attestation
+			names = append(names, platforms.Format(p))
+		}
 	}
-	return fmt.Errorf("image %s: %w: %s; %s", ref.Name, driver.ErrImage, text, remedy)
+	slices.Sort(names)
+	names = slices.Compact(names)
+	if len(names) > 12 {
+		names = append(names[:12], fmt.Sprintf("%d more", len(names)-12))
+	}
+	return fmt.Errorf("%w: it is there for %s, and this node is %s", errRefused, strings.Join(names, ", "), platforms.Format(platforms.DefaultSpec()))
 }
 
-// watcher refuses documents that are too large and adds up progress.
+// drop forgets a name and, at once, what only it needed.
+func (d *Driver) drop(ctx context.Context, name string) {
+	ctx, cancel := d.detached(ctx, deleteFor)
+	defer cancel()
+	if err := d.client.ImageService().Delete(ctx, name, images.SynchronousDelete()); err != nil && !errdefs.IsNotFound(err) {
+		d.log.Warn("cannot remove a refused image", "image", name, "err", err)
+	}
+}
+
+// abort throws away what came of the parts.
+func (d *Driver) abort(ctx context.Context, parts []digest.Digest) {
+	ctx, cancel := d.detached(ctx, askFor)
+	defer cancel()
+	store := d.client.ContentStore()
+	active, err := store.ListStatuses(ctx)
+	if err != nil {
+		return
+	}
+	for _, s := range active {
+		if slices.ContainsFunc(parts, func(p digest.Digest) bool { return strings.HasSuffix(s.Ref, p.String()) }) {
+			_ = store.Abort(ctx, s.Ref)
+		}
+	}
+}
+
+// watcher refuses what is too large and adds up progress.
 type watcher struct {
 	d        *Driver
 	progress driver.Progress
 
-	mu    sync.Mutex
-	sizes map[string]int64 // digest → size of what the image consists of
-	last  int64
+	mu      sync.Mutex
+	sizes   map[digest.Digest]int64 // of what the image consists of
+	total   int64                   // as the manifest has it; 0: not read yet
+	indexes int
+	last    int64
+	refused error // by this node; the first
 }
 
 func newWatcher(d *Driver, progress driver.Progress) *watcher {
-	return &watcher{d: d, progress: progress, sizes: map[string]int64{}}
+	return &watcher{d: d, progress: progress, sizes: map[digest.Digest]int64{}}
+}
+
+func (w *watcher) digests() []digest.Digest {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var all []digest.Digest
+	for k := range w.sizes {
+		all = append(all, k)
+	}
+	return all
+}
+
+func (w *watcher) refuse(format string, args ...any) error {
+	err := fmt.Errorf("%w: %w", errRefused, fmt.Errorf(format, args...))
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.refused == nil {
+		w.refused = err
+	}
+	return err
 }
 
 func (w *watcher) handler(next images.Handler) images.Handler {
 	return images.HandlerFunc(func(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
-		limit := int64(0)
+		// Neither addresses of its own choice nor content inline.
+		desc.URLs, desc.Data = nil, nil
+		limit, index := w.d.cfg.maxImage(), images.IsIndexType(desc.MediaType)
 		switch {
-		case images.IsManifestType(desc.MediaType), images.IsIndexType(desc.MediaType):
+		case images.IsManifestType(desc.MediaType), index:
 			limit = image.MaxManifest
-		case images.IsConfigType(desc.MediaType):
+		case images.IsKnownConfig(desc.MediaType):
 			limit = image.MaxConfig
 		}
-		if limit > 0 && desc.Size > limit {
-			return nil, fmt.Errorf("%s of %d bytes is larger than the %d that are read", desc.MediaType, desc.Size, limit)
+		if desc.Size > limit {
+			return nil, w.refuse("%s of %d bytes is larger than the %d that are read", desc.MediaType, desc.Size, limit)
 		}
 		w.mu.Lock()
-		w.sizes[desc.Digest.String()] = desc.Size
+		w.sizes[desc.Digest] = desc.Size
+		if index {
+			w.indexes++
+		}
+		deep := w.indexes > maxIndexes
 		w.mu.Unlock()
-		return next.Handle(ctx, desc)
+		if deep {
+			return nil, w.refuse("an index within an index, more than %d deep", maxIndexes)
+		}
+		children, err := next.Handle(ctx, desc)
+		switch {
+		case err != nil && index && errdefs.IsNotFound(err):
+			if have := w.platforms(ctx, desc); len(have) > 0 {
+				err = wrongPlatform(have)
+				w.mu.Lock()
+				w.refused = err
+				w.mu.Unlock()
+			}
+		case err == nil && images.IsManifestType(desc.MediaType):
+			err = w.admit(ctx, children)
+		}
+		return children, err
 	})
+}
+
+// platforms lists what an index, fetched already, has.
+func (w *watcher) platforms(ctx context.Context, desc ocispec.Descriptor) []ocispec.Platform {
+	data, err := content.ReadBlob(ctx, w.d.client.ContentStore(), desc)
+	if err != nil {
+		return nil
+	}
+	var index ocispec.Index
+	if json.Unmarshal(data, &index) != nil {
+		return nil
+	}
+	var have []ocispec.Platform
+	for _, m := range index.Manifests {
+		if m.Platform != nil {
+			have = append(have, *m.Platform)
+		}
+	}
+	return have
+}
+
+// admit looks at the parts of an image before the first is fetched.
+func (w *watcher) admit(ctx context.Context, parts []ocispec.Descriptor) error {
+	if len(parts) > maxLayers {
+		return w.refuse("%d layers are more than the %d that are taken", len(parts)-1, maxLayers)
+	}
+	var total, missing int64
+	for _, p := range parts {
+		if p.Size < 0 || p.Size > w.d.cfg.maxImage() {
+			return w.refuse("a layer of %d bytes, and --max-image-size is %d", p.Size, w.d.cfg.maxImage())
+		}
+		total += p.Size
+		if ok, err := content.Exists(ctx, w.d.client.ContentStore(), p); err != nil || !ok {
+			missing += p.Size
+		}
+	}
+	if total > w.d.cfg.maxImage() {
+		return w.refuse("it has %d bytes before it is unpacked, and --max-image-size is %d", total, w.d.cfg.maxImage())
+	}
+	w.mu.Lock()
+	w.total = total
+	for _, p := range parts {
+		w.sizes[p.Digest] = p.Size
+	}
+	w.mu.Unlock()
+	free, err := w.d.freeDisk()
+	if err == nil && missing > free {
+		w.d.wantRoom()
+		return w.refuse("%d bytes are missing of it, and the disk has room for %d: free some on the node, or give it more", missing, max(0, free))
+	}
+	return nil
 }
 
 // follow reports until ctx ends, and then once more.
@@ -289,31 +361,39 @@ func (w *watcher) report(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	w.mu.Lock()
-	sizes := make(map[string]int64, len(w.sizes))
+	sizes := make(map[digest.Digest]int64, len(w.sizes))
 	var total int64
 	for k, v := range w.sizes {
 		sizes[k], total = v, total+v
 	}
+	known := w.total > 0
 	w.mu.Unlock()
+	if !known {
+		return
+	}
 	store := w.d.client.ContentStore()
 	active, err := store.ListStatuses(ctx)
 	if err != nil {
 		return
 	}
 	var done int64
+	parts := 0
 	for k, size := range sizes {
-		i := slices.IndexFunc(active, func(s content.Status) bool { return strings.HasSuffix(s.Ref, k) })
+		// What is being written counts by its offset even if it is complete: it
+		// is not verified yet.
+		i := slices.IndexFunc(active, func(s content.Status) bool { return strings.HasSuffix(s.Ref, k.String()) })
 		if i >= 0 {
 			done += active[i].Offset
 			continue
 		}
 		// Neither being written nor there: it has yet to begin.
-		if ok, err := content.Exists(ctx, store, ocispec.Descriptor{Digest: digest.Digest(k)}); err == nil && ok {
+		if ok, err := content.Exists(ctx, store, ocispec.Descriptor{Digest: k}); err == nil && ok {
 			done += size
+			parts++
 		}
 	}
 	if done = max(done, w.last); total > 0 {
 		w.last = done
-		w.progress("pull", min(done, total), total)
+		w.progress(fmt.Sprintf("pull; %d of %d parts", parts, len(sizes)), min(done, total), total)
 	}
 }

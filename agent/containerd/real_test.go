@@ -35,6 +35,10 @@ var unpacked = sync.OnceValues(func() (runtimes.Paths, error) {
 var partsDir string
 
 func TestMain(m *testing.M) {
+	if dir := os.Getenv(serveEnv); dir != "" {
+		fmt.Fprintln(os.Stderr, serveRegistry(dir))
+		os.Exit(1)
+	}
 	code := m.Run()
 	if partsDir != "" {
 		os.RemoveAll(partsDir)

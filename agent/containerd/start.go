@@ -290,24 +290,6 @@ func (d *Driver) unpacked(ctx context.Context, name string) (containerd.Image, o
 	return img, whole.Config, nil
 }
 
-func (d *Driver) unpack(ctx context.Context, img containerd.Image) error {
-	snapshotter, err := d.snapshots(ctx)
-	if err != nil {
-		return err
-	}
-	ok, err := img.IsUnpacked(ctx, snapshotter)
-	if err != nil && !errdefs.IsNotFound(err) {
-		return fmt.Errorf("image %s: %w: %w", img.Name(), err, driver.ErrImage)
-	}
-	if ok {
-		return nil
-	}
-	if err := img.Unpack(ctx, snapshotter); err != nil {
-		return fmt.Errorf("unpack image %s: %w: %w", img.Name(), err, driver.ErrImage)
-	}
-	return nil
-}
-
 // snapshots names the snapshotter to use: overlayfs, or, on a file system that
 // cannot carry it, full copies.
 func (d *Driver) snapshots(ctx context.Context) (string, error) {

@@ -171,6 +171,8 @@ type Stats struct {
 }
 
 // Progress reports an image being fetched: bytes done of total (0: unknown).
+// The stage is what is being done to it, "pull", and may have a remark after
+// "; ": "pull; 2 of 5 parts".
 type Progress func(stage string, done, total int64)
 
 // Pull policies, as in a Kubernetes PodSpec.

@@ -14,7 +14,7 @@
 //   - What runs is left alone when the agent restarts, and when no complete
 //     set of assignments was ever stored nothing unknown is swept.
 //   - Instances do not wait for each other: one action of an instance at a
-//     time, each with a deadline; a few starts and a few pulls at once.
+//     time, each with a deadline; a few starts at once; the driver bounds the pulls.
 //   - Cut off, instances run on and are restarted. Only one with a lease
 //     (disconnect.replace Safe) ends when its lease does.
 //

@@ -90,9 +90,8 @@ type Deps struct {
 // Limits of time and number; zero fields take the default in brackets.
 type Limits struct {
 	Starts  int           // at once [4]
-	Pulls   int           // at once [3]
 	List    time.Duration // [30s]
-	Pull    time.Duration // [15m]
+	Pull    time.Duration // of an image, whatever comes of it; the driver ends one that stands still [6h]
 	Attach  time.Duration // [30s]
 	Start   time.Duration // [2m]
 	Delete  time.Duration // [1m]
@@ -109,11 +108,8 @@ func (l Limits) withDefaults() Limits {
 	if l.Starts == 0 {
 		l.Starts = 4
 	}
-	if l.Pulls == 0 {
-		l.Pulls = 3
-	}
 	def(&l.List, 30*time.Second)
-	def(&l.Pull, 15*time.Minute)
+	def(&l.Pull, 6*time.Hour)
 	def(&l.Attach, 30*time.Second)
 	def(&l.Start, 2*time.Minute)
 	def(&l.Delete, time.Minute)
@@ -127,7 +123,6 @@ type Loop struct {
 	d      Deps
 	limits Limits
 	starts chan struct{}
-	pulls  chan struct{}
 	// cleared: leftovers of earlier lives were swept since this agent started.
 	cleared bool
 	// busy and retries are the run goroutine's own.
@@ -157,8 +152,8 @@ func NewLoop(d Deps, limits Limits) *Loop {
 	limits = limits.withDefaults()
 	return &Loop{
 		d: d, limits: limits,
-		starts: make(chan struct{}, limits.Starts), pulls: make(chan struct{}, limits.Pulls),
-		busy: map[string]*flight{}, retries: map[string]retry{}, done: make(chan struct{}, 1),
+		starts: make(chan struct{}, limits.Starts),
+		busy:   map[string]*flight{}, retries: map[string]retry{}, done: make(chan struct{}, 1),
 	}
 }
 

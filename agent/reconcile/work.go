@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -219,12 +220,6 @@ func (l *Loop) measure(ctx context.Context, f store.Facts, c driver.Container) {
 
 // fetch makes the image startable and tells, now and then, how far it is.
 func (l *Loop) fetch(ctx context.Context, f store.Facts, as *Assignment) (store.Facts, error) {
-	select {
-	case l.pulls <- struct{}{}:
-		defer func() { <-l.pulls }()
-	case <-ctx.Done():
-		return f, ctx.Err()
-	}
 	ctx, cancel := context.WithTimeout(ctx, l.limits.Pull)
 	defer cancel()
 	const every = 3 * time.Second
@@ -242,20 +237,31 @@ func (l *Loop) fetch(ctx context.Context, f store.Facts, as *Assignment) (store.
 			return
 		}
 		told = time.Now()
-		msg := stage + " " + as.Container.Image
-		if total > 0 {
-			msg += fmt.Sprintf(": %d %%", 100*done/total)
-		}
 		tell := f
-		tell.Message = msg
+		tell.Message = fetching(stage, as.Container.Image, done, total)
 		if _, err := l.d.Ledger.PutFacts(tell); err != nil {
 			l.d.Log.Warn("cannot record progress", "instance", f.UID, "err", err)
 		}
 	}
 	digest, err := l.d.Driver.EnsureImage(ctx, as.Container.Image, as.PullPolicy, progress)
 	if err != nil {
-		return f, fmt.Errorf("image %s: %w", as.Container.Image, err)
+		return f, err // it names the image
 	}
 	f.ImageDigest = digest
 	return f, nil
+}
+
+// fetching says how far an image is: "pull web:1: 12.0 of 36.5 MiB (32 %), 2 of
+// 5 parts".
+func fetching(stage, image string, done, total int64) string {
+	stage, remark, _ := strings.Cut(stage, "; ")
+	msg := stage + " " + image
+	if total > 0 {
+		const mebi = 1 << 20
+		msg += fmt.Sprintf(": %.1f of %.1f MiB (%d %%)", float64(done)/mebi, float64(total)/mebi, int64(100*float64(done)/float64(total)))
+	}
+	if remark != "" {
+		msg += ", " + remark
+	}
+	return msg
 }

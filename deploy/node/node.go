@@ -31,6 +31,9 @@ import (
 // GossipPort is where a site's agents gossip.
 const GossipPort = 7453
 
+// DefaultRegistries is where a host keeps what it knows of image registries.
+const DefaultRegistries = "/etc/redoubt/registries"
+
 // Where runtimes come from.
 const (
 	RuntimesCarried = "carried"
@@ -63,10 +66,14 @@ type Config struct {
 	GossipBind, GossipAdvertise string
 	AllowHostPaths              []string
 	InsecureRegistries          []string
-	Labels                      map[string]string
-	ProbeEvery                  time.Duration
-	MaxExecs                    int // at once; 0: the agent's default
-	Version                     string
+	// Registries is the directory of credentials, mirrors and roots; "" is
+	// DefaultRegistries.
+	Registries string
+	Images     agent.ImageLimits
+	Labels     map[string]string
+	ProbeEvery time.Duration
+	MaxExecs   int // at once; 0: the agent's default
+	Version    string
 	// Registry, if set, takes this agent's metrics.
 	Registry prometheus.Registerer
 	Log      *slog.Logger
@@ -148,7 +155,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 // settle makes the directories absolute: containerd and its shims do not run
 // where this process does.
 func (c *Config) settle() error {
-	for _, dir := range []*string{&c.DataDir, &c.RuntimesDir} {
+	for _, dir := range []*string{&c.DataDir, &c.RuntimesDir, &c.Registries} {
 		if *dir == "" {
 			continue
 		}
@@ -208,6 +215,10 @@ func hostConfig(ctx context.Context, cfg Config, node string) (agent.HostConfig,
 	for name, reason := range paths.Missing {
 		cfg.Log.Warn("the host has no such runtime", "part", name, "reason", reason)
 	}
+	registries := cfg.Registries
+	if registries == "" {
+		registries = DefaultRegistries
+	}
 	return agent.HostConfig{
 		Node: node, DataDir: cfg.DataDir, Containerd: cfg.Containerd,
 		Binaries: probe.Binaries{
@@ -215,7 +226,7 @@ func hostConfig(ctx context.Context, cfg Config, node string) (agent.HostConfig,
 			Wrapper: paths.Wrapper, Crun: paths.Crun,
 		},
 		Carried:  map[string]string{ToolboxImage: paths.ToolboxImage, canary.Image: paths.CanaryImage},
-		Insecure: cfg.InsecureRegistries, Log: cfg.Log,
+		Insecure: cfg.InsecureRegistries, Registries: registries, Images: cfg.Images, Log: cfg.Log,
 	}, nil
 }
 

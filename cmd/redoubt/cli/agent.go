@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -37,6 +39,7 @@ func (a *app) agentVerb() (c *cobra.Command, settle func(mayJoin bool) (node.Con
 		Long: "Proves which isolation this host delivers, and runs what the fleet assigns to\nit. The first start needs a token of `redoubt node join-token`. It only dials\nout. Stopping it leaves containers running; the next start adopts them.",
 	}
 	cfg := node.Config{}
+	cfg.Images.MaxSize = 16 << 30
 	f := c.Flags()
 	f.StringVar(&cfg.DataDir, "data-dir", DefaultAgentDir, "the agent's data `DIR`ectory")
 	f.StringVar(&cfg.Node, "node", "", "this node's `NAME` (default: the token's, or the host's)")
@@ -51,6 +54,12 @@ func (a *app) agentVerb() (c *cobra.Command, settle func(mayJoin bool) (node.Con
 	f.StringVar(&cfg.Containerd, "containerd", "", "`SOCKET` of a containerd that is there already (default: a private one)")
 	f.StringSliceVar(&cfg.AllowHostPaths, "allow-host-path", nil, "host `PATH` that workloads may mount, with everything below it")
 	f.StringSliceVar(&cfg.InsecureRegistries, "insecure-registry", nil, "registry `HOST[:PORT]` that is spoken to without TLS")
+	f.StringVar(&cfg.Registries, "registry-dir", node.DefaultRegistries, "`DIR` with credentials, mirrors and roots of registries: config.json (docker's), HOST/hosts.toml (containerd's)")
+	f.Var((*bytesFlag)(&cfg.Images.MaxSize), "max-image-size", "the most `BYTES` that one image may take, before and after it is unpacked (Ki, Mi, Gi)")
+	f.IntVar(&cfg.Images.Pulls, "parallel-pulls", 3, "`NUMBER` of images fetched at once")
+	f.IntVar(&cfg.Images.High, "image-gc-high", 85, "`PERCENT` of the disk in use from which unused images are removed; 100: never")
+	f.IntVar(&cfg.Images.Low, "image-gc-low", 80, "`PERCENT` of the disk in use at which that ends")
+	f.DurationVar(&cfg.Images.MinAge, "image-min-age", 2*time.Minute, "how long after its last use an image is never removed")
 	f.DurationVar(&cfg.ProbeEvery, "probe-every", agent.DefaultProbeEvery, "how often runtimes are proven again")
 	f.IntVar(&cfg.MaxExecs, "max-execs", session.DefaultExecs, "execs at once, `N`; each costs about 6 MB of the host")
 	f.StringToStringVar(&cfg.Labels, "label", nil, "`KEY=VALUE` of the node")
@@ -85,6 +94,9 @@ func (a *app) finishAgent(cfg *node.Config, address string, port int) error {
 	}
 	if cfg.ProbeEvery < time.Minute {
 		return fmt.Errorf("--probe-every %s: at least 1m", cfg.ProbeEvery)
+	}
+	if err := cfg.Images.Validate(); err != nil {
+		return fmt.Errorf("--max-image-size, --parallel-pulls, --image-gc-high, --image-gc-low: %w", err)
 	}
 	if port < 0 || port > 65535 {
 		return fmt.Errorf("--gossip-port %d is no port", port)
@@ -145,3 +157,41 @@ func (a *app) agentRemoveCommand() *cobra.Command {
 	a.daemon(c)
 	return c
 }
+
+// bytesFlag is a number of bytes as people write it: 16Gi, 512Mi, 1000000.
+type bytesFlag int64
+
+var byteUnits = []struct {
+	suffix string
+	size   int64
+}{{"Ti", 1 << 40}, {"Gi", 1 << 30}, {"Mi", 1 << 20}, {"Ki", 1 << 10}, {"", 1}}
+
+// Set implements pflag.Value.
+func (b *bytesFlag) Set(s string) error {
+	for _, u := range byteUnits {
+		number, ok := strings.CutSuffix(s, u.suffix)
+		if !ok {
+			continue
+		}
+		n, err := strconv.ParseInt(number, 10, 64)
+		if err != nil || n < 1 || n > math.MaxInt64/u.size {
+			return fmt.Errorf("%q is not a number of bytes such as 16Gi or 512Mi", s)
+		}
+		*b = bytesFlag(n * u.size)
+		return nil
+	}
+	return nil // not reached: the last suffix is empty
+}
+
+// String implements pflag.Value.
+func (b *bytesFlag) String() string {
+	for _, u := range byteUnits {
+		if n := int64(*b); n > 0 && n%u.size == 0 {
+			return strconv.FormatInt(n/u.size, 10) + u.suffix
+		}
+	}
+	return "0"
+}
+
+// Type implements pflag.Value.
+func (b *bytesFlag) Type() string { return "bytes" }
