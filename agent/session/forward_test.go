@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"log/slog"
 	"net"
 	"strings"
 	"sync/atomic"
@@ -14,6 +15,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"redoubt.dev/redoubt/agent/driver"
 	redoubtv1 "redoubt.dev/redoubt/proto/redoubt/v1"
 )
 
@@ -177,3 +179,48 @@ type countedConn struct {
 }
 
 func (c countedConn) Close() error { c.closed.Add(-1); return nil }
+
+// Execs have a bound of their own, which is told; what is no exec is not kept
+// out by it.
+func TestExecsHaveABoundOfTheirOwn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var got *redoubtv1.AttachError
+		f := &fleet{t: t}
+		defer f.add("s1", &server{attach: func(s redoubtv1.AgentService_AttachServer) error {
+			for {
+				m, err := s.Recv()
+				if err != nil {
+					return nil
+				}
+				if m.GetError() != nil {
+					got = m.GetError()
+				}
+			}
+		}})()
+		asked := 0
+		s := New(Config{Node: "n1", Execs: 1}, Deps{Dial: f.dial, Log: slog.New(slog.DiscardHandler), Bulk: &bulk{
+			exec: func(context.Context, string, driver.ExecSpec, driver.Streams, func(string)) (int, error) {
+				asked++
+				return 0, nil
+			},
+			logs: func(context.Context, string, LogOptions, func(LogChunk) error) error { asked++; return nil },
+		}})
+		defer s.pool.close()
+		s.execs <- struct{}{} // one is under way
+		exec := &redoubtv1.StreamOpen{ServerAddress: "s1", Request: &redoubtv1.StreamOpen_Exec{Exec: &redoubtv1.ExecStart{Command: []string{"x"}}}}
+		if err := s.attach(t.Context(), exec); err != nil {
+			t.Fatal(err)
+		}
+		if codes.Code(got.GetCode()) != codes.ResourceExhausted || !strings.Contains(got.GetMessage(), "node n1 serves 1 execs already") || asked != 0 {
+			t.Errorf("one too many is told %v; %d began", got, asked)
+		}
+		got = nil
+		if err := s.attach(t.Context(), &redoubtv1.StreamOpen{ServerAddress: "s1", Request: &redoubtv1.StreamOpen_Logs{Logs: &redoubtv1.LogsRequest{}}}); err != nil || got != nil || asked != 1 {
+			t.Errorf("logs beside it: %v, %v, %d began", err, got, asked)
+		}
+		<-s.execs
+		if err := s.attach(t.Context(), exec); err != nil || got != nil || asked != 2 {
+			t.Errorf("an exec after it: %v, %v, %d began", err, got, asked)
+		}
+	})
+}
