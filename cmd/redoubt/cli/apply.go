@@ -66,7 +66,16 @@ func (a *app) applyCommand() *cobra.Command {
 			return nil
 		})
 	}
+	fileFlag(c)
 	return c
+}
+
+// fileFlag lets files be given behind -f too, as kubectl has it.
+func fileFlag(c *cobra.Command) {
+	given := c.Flags().StringArrayP("file", "f", nil, "a workload `FILE`, as an argument is; may be repeated")
+	check, run := c.Args, c.RunE
+	c.Args = func(c *cobra.Command, args []string) error { return check(c, append(*given, args...)) }
+	c.RunE = func(c *cobra.Command, args []string) error { return run(c, append(*given, args...)) }
 }
 
 func (a *app) applied(out *output, w *redoubtv1.Workload, resp *redoubtv1.ApplyWorkloadResponse) error {

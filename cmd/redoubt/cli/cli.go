@@ -12,12 +12,10 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"redoubt.dev/redoubt/cmd/redoubt/workloadfile"
-	"redoubt.dev/redoubt/control/fleet"
 	"redoubt.dev/redoubt/deploy/systemd"
 )
 
@@ -153,7 +151,7 @@ func (a *app) root() *cobra.Command {
 		Args:          nounArgs,
 		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	root.SetFlagErrorFunc(flagError)
+	root.SetFlagErrorFunc(a.flagError)
 	root.PersistentFlags().StringVar(&a.context, "context", "", "fleet to talk to: a `NAME` of \"redoubt context list\", or a file (REDOUBT_CONTEXT)")
 	root.AddGroup(
 		&cobra.Group{ID: "work", Title: "Workloads:"},
@@ -209,26 +207,6 @@ func subcommand(c *cobra.Command, name string) *cobra.Command {
 	return nil
 }
 
-// flagError says which flag a person most likely meant.
-func flagError(c *cobra.Command, err error) error {
-	verb := strings.TrimPrefix(c.CommandPath(), "redoubt ")
-	var none *pflag.NotExistError
-	if errors.As(err, &none) && len(none.GetSpecifiedName()) > 1 {
-		var flags []string
-		add := func(f *pflag.Flag) {
-			if !f.Hidden {
-				flags = append(flags, f.Name)
-			}
-		}
-		c.Flags().VisitAll(add)
-		c.InheritedFlags().VisitAll(add)
-		if near := fleet.Nearest(none.GetSpecifiedName(), flags); near != "" {
-			return fmt.Errorf("%s: %w. Did you mean \"--%s\"?", verb, err, near)
-		}
-	}
-	return fmt.Errorf("%s: %w; `%s --help` shows the flags", verb, err, c.CommandPath())
-}
-
 // noun groups verbs.
 func noun(name, short string, aliases []string, verbs ...*cobra.Command) *cobra.Command {
 	c := &cobra.Command{
@@ -237,25 +215,6 @@ func noun(name, short string, aliases []string, verbs ...*cobra.Command) *cobra.
 	}
 	c.AddCommand(verbs...)
 	return c
-}
-
-// nounArgs refuses a verb that is none.
-func nounArgs(c *cobra.Command, args []string) error {
-	if len(args) == 0 {
-		return nil
-	}
-	var verbs []string
-	for _, v := range c.Commands() {
-		verbs = append(verbs, v.Name())
-	}
-	msg := fmt.Sprintf("%s has no verb %q", c.CommandPath(), args[0])
-	if here, ok := foreign[args[0]]; ok && !c.HasParent() {
-		return fmt.Errorf("%s; here it is `redoubt %s`", msg, here)
-	}
-	if near := fleet.Nearest(args[0], verbs); near != "" {
-		return fmt.Errorf("%s. Did you mean %q?", msg, near)
-	}
-	return fmt.Errorf("%s; it has %s", msg, strings.Join(verbs, ", "))
 }
 
 // client adds what every verb with a fleet to talk to has; --context is the

@@ -197,6 +197,9 @@ func (f *connection) names(ctx context.Context, k kind, namespace string) (names
 // nothingCalled is how a server, and this program, say that a name is nobody's.
 var nothingCalled = regexp.MustCompile(`there is no (workload or instance|workload|instance|node|site|server) "([^"]{1,64})"`)
 
+// noneSuch is how the state machine says it of a workload.
+var noneSuch = regexp.MustCompile(`(workload) (?:[a-z0-9-]{1,63}/)?([a-z0-9-]{1,63}) does not exist`)
+
 // meant adds to the refusal of a name the one that is nearest to it, if there
 // is one near.
 func (f *connection) meant(ctx context.Context, err error, namespace string) error {
@@ -204,9 +207,13 @@ func (f *connection) meant(ctx context.Context, err error, namespace string) err
 	if status.Code(err) != codes.NotFound && (!errors.As(err, &exit) || status.Code(exit.err) != codes.NotFound) {
 		return err
 	}
-	m := nothingCalled.FindStringSubmatch(plain(err))
+	text := plain(err)
+	m := nothingCalled.FindStringSubmatch(text)
 	if m == nil {
-		return err
+		if m = noneSuch.FindStringSubmatch(text); m == nil {
+			return err
+		}
+		err = fmt.Errorf("%w; `redoubt get` shows what there is", err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
@@ -230,12 +237,4 @@ var elsewhere = map[string]string{
 	"workloads": "Workloads: `redoubt get`, without a word behind it", "deployments": "Workloads: `redoubt get`, without a word behind it",
 	"services": "Workloads: `redoubt get`, without a word behind it", "jobs": "Workloads: `redoubt get`, without a word behind it",
 	"sites": "Sites: `redoubt site list`", "servers": "Servers: `redoubt operator raft list`", "events": "Events: `redoubt events`",
-}
-
-// foreign are verbs of docker and kubectl that are called otherwise here.
-var foreign = map[string]string{
-	"describe": "workload status", "inspect": "workload status", "delete": "stop", "rm": "stop", "kill": "stop",
-	"create": "apply", "up": "apply", "attach": "exec", "config": "context", "use-context": "context use",
-	"nodes": "node list", "pods": "ps", "workloads": "get", "ls": "get", "list": "get", "info": "node list", "top": "node list",
-	"rollout": "workload status", "copy": "cp", "log": "logs", "help-me": "help", "deploy": "apply", "start": "run",
 }

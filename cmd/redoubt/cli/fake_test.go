@@ -352,7 +352,7 @@ func (s fakeServer) StopWorkload(_ context.Context, req *redoubtv1.StopWorkloadR
 		w, ok := s.workloads[k]
 		switch {
 		case !ok:
-			err = s.none(req.GetNamespace(), req.GetName())
+			err = status.Errorf(codes.NotFound, "workload %s does not exist", k) // as the state machine says it
 		case len(w.GetStatus().GetInstances()) == 0:
 			delete(s.workloads, k)
 		default:

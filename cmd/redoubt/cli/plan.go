@@ -58,6 +58,7 @@ func (a *app) planCommand() *cobra.Command {
 			return nil
 		})
 	}
+	fileFlag(c)
 	return c
 }
 
