@@ -87,6 +87,7 @@ func notes(instances []*redoubtv1.Instance, width int) string {
 	}{
 		{"Message  ", func(i *redoubtv1.Instance) string { return endNote(i) }},
 		{"Inside   ", func(i *redoubtv1.Instance) string { return insideNote(i) }},
+		{"Image    ", func(i *redoubtv1.Instance) string { return imageNote(i, instances) }},
 		{"Why      ", func(i *redoubtv1.Instance) string {
 			if !live(i) {
 				return ""
@@ -118,6 +119,22 @@ func notes(instances []*redoubtv1.Instance, width int) string {
 		}
 	}
 	return b.String()
+}
+
+// imageNote is what i runs, where instances of one revision run different
+// contents under one name: its tag moved between two pulls.
+func imageNote(i *redoubtv1.Instance, all []*redoubtv1.Instance) string {
+	mine := i.GetStatus().GetImageDigest()
+	if !live(i) || mine == "" {
+		return ""
+	}
+	for _, other := range all {
+		theirs := other.GetStatus().GetImageDigest()
+		if live(other) && theirs != "" && theirs != mine && other.GetAssignment().GetRevision() == i.GetAssignment().GetRevision() {
+			return mine
+		}
+	}
+	return ""
 }
 
 func endNote(i *redoubtv1.Instance) string {
