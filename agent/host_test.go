@@ -3,17 +3,22 @@ package agent
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
 
 	"redoubt.dev/redoubt/agent/driver"
+	"redoubt.dev/redoubt/agent/logs"
 	"redoubt.dev/redoubt/agent/reconcile"
 	"redoubt.dev/redoubt/deploy/runtimes"
 	"redoubt.dev/redoubt/identity"
@@ -152,6 +157,33 @@ func TestRealHost(t *testing.T) {
 		t.Errorf("a restart of the agent touched it: %v, was %v", again, s)
 	}
 
+	// Its port is reached as a forward does, and one where nothing listens is not.
+	reach := h.Host().Inside
+	if conn, err := reach(t.Context(), "u1", 8080); err != nil {
+		t.Error(err)
+	} else {
+		_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
+		_, _ = io.WriteString(conn, "GET /ok HTTP/1.0\r\n\r\n")
+		if answer, err := io.ReadAll(conn); err != nil || !strings.HasPrefix(string(answer), "HTTP/1.") || !strings.Contains(string(answer), " 200 ") {
+			t.Errorf("its port answers %q, %v", answer, err)
+		}
+		conn.Close()
+	}
+	if _, err := reach(t.Context(), "u1", 81); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("a port where nothing listens: %v", err)
+	}
+	// What it holds is read and written through its own tar.
+	var there bytes.Buffer
+	copied := func(stdin io.Reader, out io.Writer, command ...string) {
+		t.Helper()
+		if code, err := h.driver.Exec(t.Context(), reconcile.ContainerID("u1"), driver.ExecSpec{Command: command}, driver.Streams{Stdin: stdin, Stdout: out}); err != nil || code != 0 {
+			t.Errorf("%q: %d, %v", command, code, err)
+		}
+	}
+	copied(nil, &there, "tar", "-cf", "-", "-C", "/bin", "./busybox")
+	copied(bytes.NewReader(there.Bytes()), io.Discard, "tar", "-xf", "-", "-C", "/tmp")
+	copied(nil, io.Discard, "cmp", "/bin/busybox", "/tmp/busybox")
+
 	// The sentry is killed: it is restarted.
 	for i := range 20 {
 		var out, errs bytes.Buffer
@@ -168,6 +200,11 @@ func TestRealHost(t *testing.T) {
 	})
 	if n := c.status("u1"); n.GetAddress() != s.GetAddress() {
 		t.Errorf("its address moved from %s to %s", s.GetAddress(), n.GetAddress())
+	}
+	// What it wrote before and after is told apart.
+	var earlier strings.Builder
+	if err := logs.Read(t.Context(), filepath.Join(dir, "logs", "u1.log"), logs.Options{From: -1, Tail: -1, Previous: true}, func(c logs.Chunk) error { earlier.Write(c.Data); return nil }); err != nil || earlier.String() != "hello\n" {
+		t.Errorf("the run before wrote %q, %v", earlier.String(), err)
 	}
 
 	// Its probes reach it from the host, and inside.
