@@ -123,6 +123,8 @@ type Config struct {
 	// Started, if set, is called once the server has its log and listens; it may
 	// know no leader for long yet.
 	Started func()
+	// LogTail, if set, gives the last lines of the log, for `operator debug`.
+	LogTail func() []byte
 	// Registry, if set, takes this server's metrics.
 	Registry prometheus.Registerer
 	// Ready, if set, is called once the server knows a leader.
@@ -211,7 +213,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	srv := server.New(server.Config{
 		ID: set.ID, Version: cfg.Version, AdvertiseAPI: set.APIAddress,
 		NodeTTL: cfg.NodeTTL, UserTTL: cfg.UserTTL, RenewWindow: cfg.RenewWindow, Timing: cfg.Timing,
-	}, td, server.Parts{Consensus: node, Store: store, Leader: lead, Authority: authority, Source: source, Metrics: metrics, Log: log})
+	}, td, server.Parts{Consensus: node, Store: store, Leader: lead, Authority: authority, Source: source, Metrics: metrics, LogTail: cfg.LogTail, Log: log})
 	lead.Meter(metrics.Planned)
 	if cfg.Registry != nil {
 		if err := cfg.Registry.Register(metrics); err != nil {

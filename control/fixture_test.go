@@ -1,14 +1,17 @@
 package control
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/x509"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -47,6 +50,7 @@ type running struct {
 	dir       string
 	addresses Addresses
 	metrics   *prometheus.Registry // of its present life
+	log       *tail
 	stop      context.CancelFunc
 	done      chan error
 }
@@ -82,6 +86,32 @@ func (c *cluster) log() *slog.Logger {
 	return slog.New(slog.DiscardHandler)
 }
 
+func (c *cluster) logTo() io.Writer {
+	if os.Getenv("REDOUBT_TEST_LOG") != "" {
+		return os.Stderr
+	}
+	return io.Discard
+}
+
+// tail keeps all that a server logged.
+type tail struct {
+	mu   sync.Mutex
+	data []byte
+}
+
+func (l *tail) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.data = append(l.data, p...)
+	return len(p), nil
+}
+
+func (l *tail) bytes() []byte {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return bytes.Clone(l.data)
+}
+
 func (c *cluster) newServer(id string) *running {
 	s := &running{id: id, dir: filepath.Join(c.dir, id), addresses: Addresses{API: freeAddress(c.t), Raft: freeAddress(c.t), Enroll: freeAddress(c.t)}}
 	c.servers[id] = s
@@ -103,11 +133,11 @@ func (c *cluster) start(s *running) {
 	ctx, cancel := context.WithCancel(context.Background())
 	s.stop, s.done = cancel, make(chan error, 1)
 	ready := make(chan struct{})
-	s.metrics = prometheus.NewPedanticRegistry()
+	s.metrics, s.log = prometheus.NewPedanticRegistry(), &tail{}
 	go func() {
 		s.done <- Run(ctx, Config{
-			Registry: s.metrics,
-			Dir:      s.dir, Version: "test", Timing: c.timing, Log: c.log(), Ready: func() { close(ready) },
+			Registry: s.metrics, LogTail: s.log.bytes,
+			Dir: s.dir, Version: "test", Timing: c.timing, Log: slog.New(slog.NewTextHandler(io.MultiWriter(s.log, c.logTo()), &slog.HandlerOptions{Level: slog.LevelDebug})), Ready: func() { close(ready) },
 			Raft: raftTiming,
 		})
 	}()

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -16,6 +17,7 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
 	"redoubt.dev/redoubt/control/archive"
+	"redoubt.dev/redoubt/control/state"
 	"redoubt.dev/redoubt/identity"
 	redoubtv1 "redoubt.dev/redoubt/proto/redoubt/v1"
 )
@@ -51,6 +53,14 @@ func (c *cluster) saved(server string) []byte {
 		c.t.Fatal(err)
 	}
 	return file.Bytes()
+}
+
+// view reads what a server sends as its snapshot into store.
+func (c *cluster) view(server string, store *state.Store) {
+	c.t.Helper()
+	if _, err := archive.Read(bytes.NewReader(c.saved(server)), func(r io.Reader) error { return store.FSM().Restore(io.NopCloser(r)) }); err != nil {
+		c.t.Fatal(err)
+	}
 }
 
 // placed is a fleet with a workload that a node was told of and runs, and what

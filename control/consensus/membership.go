@@ -33,6 +33,16 @@ func (n *Node) Members() ([]Member, error) {
 	return members, nil
 }
 
+// Stats are Raft's own words about itself.
+func (n *Node) Stats() map[string]string {
+	r, release, err := n.running()
+	if err != nil {
+		return map[string]string{"state": err.Error()}
+	}
+	defer release()
+	return r.Stats()
+}
+
 // Voters are the ids of servers that vote.
 func (n *Node) Voters() (map[string]bool, error) {
 	members, err := n.Members()

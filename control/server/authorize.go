@@ -117,6 +117,7 @@ var rules = map[string]rule{
 	fleetService + "ListServers":     {kind: identity.KindUser, need: ReadFleet, leader: true},
 	fleetService + "RemoveServer":    {kind: identity.KindUser, need: Administer, leader: true},
 	fleetService + "GetServerInfo":   {kind: identity.KindUser},
+	fleetService + "CollectDebug":    {kind: identity.KindUser, need: Administer},
 	fleetService + "SaveSnapshot":    {kind: identity.KindUser, need: Administer},
 	fleetService + "RenewIdentity":   {kind: identity.KindUser},
 	fleetService + "ListEvents":      {kind: identity.KindUser, need: ReadWorkloads, filtered: true, leader: true},

@@ -77,6 +77,8 @@ type Parts struct {
 	Leader    *leader.Leader
 	Authority *ca.Authority
 	Source    identity.Source
+	// LogTail are the last lines of this server's log; nil: they are not kept.
+	LogTail func() []byte
 	// Metrics is filled by the server; nil: its own, which nobody reads.
 	Metrics *Metrics
 	Log     *slog.Logger
@@ -102,6 +104,8 @@ type Server struct {
 	fleetAPI       *fleetAPI
 	admission      *admission
 	metrics        *Metrics
+	logTail        func() []byte
+	began          time.Time
 	refusals       *rate.Limiter // of connections, in the log
 	snapshots      chan struct{} // places for those being sent
 	stopping       chan struct{}
@@ -135,7 +139,7 @@ func New(cfg Config, td spiffeid.TrustDomain, p Parts) *Server {
 			grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswer)))
 	})
 	s.fleetAPI = &fleetAPI{Server: s}
-	s.metrics = p.Metrics
+	s.metrics, s.logTail, s.began = p.Metrics, p.LogTail, time.Now()
 	if s.metrics == nil {
 		s.metrics = NewMetrics()
 	}

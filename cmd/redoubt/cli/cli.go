@@ -62,6 +62,7 @@ type app struct {
 	format    string
 	quiet     bool
 	log       *slog.Logger // of daemons
+	recent    recentLog    // what it wrote last
 	// code is the exit code where no error is returned.
 	code int
 }
@@ -176,6 +177,7 @@ func (a *app) root() *cobra.Command {
 		noun("site", "Failure domains", nil, a.siteListCommand()),
 		noun("operator", "Run the control plane", nil,
 			noun("raft", "The servers' consensus", nil, a.raftListCommand(), a.raftRemoveCommand()),
+			a.debugCommand(),
 			noun("snapshot", "Save the fleet's state, and begin again from it", nil,
 				a.snapshotSaveCommand(), a.snapshotInspectCommand(), a.snapshotRestoreCommand())),
 		noun("context", "Which fleet the commands talk to", nil, a.contextListCommand(), a.contextUseCommand(), a.contextAddCommand()))

@@ -59,11 +59,12 @@ func (a *app) logger(level, format string) (*slog.Logger, error) {
 		return nil, fmt.Errorf("--log-level %q is none of debug, info, warn, error", level)
 	}
 	opts := &slog.HandlerOptions{Level: l}
+	out := io.MultiWriter(a.Stderr, &a.recent)
 	switch format {
 	case "text":
-		return slog.New(slog.NewTextHandler(a.Stderr, opts)), nil
+		return slog.New(slog.NewTextHandler(out, opts)), nil
 	case "json":
-		return slog.New(slog.NewJSONHandler(a.Stderr, opts)), nil
+		return slog.New(slog.NewJSONHandler(out, opts)), nil
 	}
 	return nil, fmt.Errorf("--log-format %q is neither text nor json", format)
 }

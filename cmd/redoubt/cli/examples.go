@@ -32,6 +32,7 @@ var examples = map[string]string{
 	"node list":                 `  redoubt node list --site oslo -o wide`,
 	"node status":               `  redoubt node status oslo-1`,
 	"operator":                  `  redoubt operator raft list`,
+	"operator debug":            `  redoubt operator debug fleet-debug.tar.gz`,
 	"operator raft":             `  redoubt operator raft list`,
 	"operator raft list":        `  redoubt operator raft list`,
 	"operator raft remove":      `  redoubt operator raft remove s3`,

@@ -56,7 +56,7 @@ func (a *app) serverVerb() *cobra.Command {
 		err := a.supervised(c.Context(), func(ctx context.Context, ready func(string)) error {
 			cfg.Started = func() { ready("listening") }
 			return withMetrics(ctx, *metrics, func(ctx context.Context, reg prometheus.Registerer) error {
-				cfg.Registry = reg
+				cfg.Registry, cfg.LogTail = reg, a.recent.tail
 				return control.Run(ctx, cfg)
 			})
 		})

@@ -1354,6 +1354,96 @@ func (x *GetServerInfoResponse) GetRoles() []string {
 	return nil
 }
 
+type CollectDebugRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CollectDebugRequest) Reset() {
+	*x = CollectDebugRequest{}
+	mi := &file_redoubt_v1_control_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CollectDebugRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CollectDebugRequest) ProtoMessage() {}
+
+func (x *CollectDebugRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_control_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CollectDebugRequest.ProtoReflect.Descriptor instead.
+func (*CollectDebugRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{26}
+}
+
+// CollectDebugResponse is one file, or a piece of it: pieces of one name follow
+// each other.
+type CollectDebugResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Data          []byte                 `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CollectDebugResponse) Reset() {
+	*x = CollectDebugResponse{}
+	mi := &file_redoubt_v1_control_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CollectDebugResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CollectDebugResponse) ProtoMessage() {}
+
+func (x *CollectDebugResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_control_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CollectDebugResponse.ProtoReflect.Descriptor instead.
+func (*CollectDebugResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *CollectDebugResponse) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CollectDebugResponse) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
 type SaveSnapshotRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// stale takes what the asked server has, without asking a leader: where there
@@ -1365,7 +1455,7 @@ type SaveSnapshotRequest struct {
 
 func (x *SaveSnapshotRequest) Reset() {
 	*x = SaveSnapshotRequest{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[26]
+	mi := &file_redoubt_v1_control_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1377,7 +1467,7 @@ func (x *SaveSnapshotRequest) String() string {
 func (*SaveSnapshotRequest) ProtoMessage() {}
 
 func (x *SaveSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[26]
+	mi := &file_redoubt_v1_control_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1390,7 +1480,7 @@ func (x *SaveSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*SaveSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{26}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *SaveSnapshotRequest) GetStale() bool {
@@ -1413,7 +1503,7 @@ type SaveSnapshotResponse struct {
 
 func (x *SaveSnapshotResponse) Reset() {
 	*x = SaveSnapshotResponse{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[27]
+	mi := &file_redoubt_v1_control_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1425,7 +1515,7 @@ func (x *SaveSnapshotResponse) String() string {
 func (*SaveSnapshotResponse) ProtoMessage() {}
 
 func (x *SaveSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[27]
+	mi := &file_redoubt_v1_control_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1438,7 +1528,7 @@ func (x *SaveSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*SaveSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{27}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *SaveSnapshotResponse) GetMessage() isSaveSnapshotResponse_Message {
@@ -1504,7 +1594,7 @@ type SnapshotDescription struct {
 
 func (x *SnapshotDescription) Reset() {
 	*x = SnapshotDescription{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[28]
+	mi := &file_redoubt_v1_control_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1516,7 +1606,7 @@ func (x *SnapshotDescription) String() string {
 func (*SnapshotDescription) ProtoMessage() {}
 
 func (x *SnapshotDescription) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[28]
+	mi := &file_redoubt_v1_control_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1529,7 +1619,7 @@ func (x *SnapshotDescription) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotDescription.ProtoReflect.Descriptor instead.
 func (*SnapshotDescription) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{28}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *SnapshotDescription) GetClusterId() string {
@@ -1611,7 +1701,7 @@ type RenewIdentityRequest struct {
 
 func (x *RenewIdentityRequest) Reset() {
 	*x = RenewIdentityRequest{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[29]
+	mi := &file_redoubt_v1_control_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1623,7 +1713,7 @@ func (x *RenewIdentityRequest) String() string {
 func (*RenewIdentityRequest) ProtoMessage() {}
 
 func (x *RenewIdentityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[29]
+	mi := &file_redoubt_v1_control_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1636,7 +1726,7 @@ func (x *RenewIdentityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewIdentityRequest.ProtoReflect.Descriptor instead.
 func (*RenewIdentityRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{29}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RenewIdentityRequest) GetCsr() []byte {
@@ -1657,7 +1747,7 @@ type RenewIdentityResponse struct {
 
 func (x *RenewIdentityResponse) Reset() {
 	*x = RenewIdentityResponse{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[30]
+	mi := &file_redoubt_v1_control_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1669,7 +1759,7 @@ func (x *RenewIdentityResponse) String() string {
 func (*RenewIdentityResponse) ProtoMessage() {}
 
 func (x *RenewIdentityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[30]
+	mi := &file_redoubt_v1_control_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1682,7 +1772,7 @@ func (x *RenewIdentityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewIdentityResponse.ProtoReflect.Descriptor instead.
 func (*RenewIdentityResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{30}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RenewIdentityResponse) GetCertificates() [][]byte {
@@ -1715,7 +1805,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[31]
+	mi := &file_redoubt_v1_control_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1727,7 +1817,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[31]
+	mi := &file_redoubt_v1_control_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1740,7 +1830,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{31}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *WatchRequest) GetNamespace() string {
@@ -1759,7 +1849,7 @@ type WatchResponse struct {
 
 func (x *WatchResponse) Reset() {
 	*x = WatchResponse{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[32]
+	mi := &file_redoubt_v1_control_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1771,7 +1861,7 @@ func (x *WatchResponse) String() string {
 func (*WatchResponse) ProtoMessage() {}
 
 func (x *WatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[32]
+	mi := &file_redoubt_v1_control_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1784,7 +1874,7 @@ func (x *WatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
 func (*WatchResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{32}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *WatchResponse) GetIndex() uint64 {
@@ -1807,7 +1897,7 @@ type EventFilter struct {
 
 func (x *EventFilter) Reset() {
 	*x = EventFilter{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[33]
+	mi := &file_redoubt_v1_control_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1819,7 +1909,7 @@ func (x *EventFilter) String() string {
 func (*EventFilter) ProtoMessage() {}
 
 func (x *EventFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[33]
+	mi := &file_redoubt_v1_control_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1832,7 +1922,7 @@ func (x *EventFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventFilter.ProtoReflect.Descriptor instead.
 func (*EventFilter) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{33}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *EventFilter) GetNamespace() string {
@@ -1874,7 +1964,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[34]
+	mi := &file_redoubt_v1_control_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1886,7 +1976,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[34]
+	mi := &file_redoubt_v1_control_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1899,7 +1989,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{34}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ListEventsRequest) GetFilter() *EventFilter {
@@ -1927,7 +2017,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[35]
+	mi := &file_redoubt_v1_control_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1939,7 +2029,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[35]
+	mi := &file_redoubt_v1_control_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1952,7 +2042,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{35}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -1980,7 +2070,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[36]
+	mi := &file_redoubt_v1_control_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1992,7 +2082,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[36]
+	mi := &file_redoubt_v1_control_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2005,7 +2095,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{36}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *WatchEventsRequest) GetFilter() *EventFilter {
@@ -2035,7 +2125,7 @@ type WatchEventsResponse struct {
 
 func (x *WatchEventsResponse) Reset() {
 	*x = WatchEventsResponse{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[37]
+	mi := &file_redoubt_v1_control_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2047,7 +2137,7 @@ func (x *WatchEventsResponse) String() string {
 func (*WatchEventsResponse) ProtoMessage() {}
 
 func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[37]
+	mi := &file_redoubt_v1_control_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2060,7 +2150,7 @@ func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
 func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{37}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *WatchEventsResponse) GetEvents() []*Event {
@@ -2111,7 +2201,7 @@ type LogsRequest struct {
 
 func (x *LogsRequest) Reset() {
 	*x = LogsRequest{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[38]
+	mi := &file_redoubt_v1_control_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2123,7 +2213,7 @@ func (x *LogsRequest) String() string {
 func (*LogsRequest) ProtoMessage() {}
 
 func (x *LogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[38]
+	mi := &file_redoubt_v1_control_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2136,7 +2226,7 @@ func (x *LogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsRequest.ProtoReflect.Descriptor instead.
 func (*LogsRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{38}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *LogsRequest) GetNamespace() string {
@@ -2213,7 +2303,7 @@ type LogPosition struct {
 
 func (x *LogPosition) Reset() {
 	*x = LogPosition{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[39]
+	mi := &file_redoubt_v1_control_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2225,7 +2315,7 @@ func (x *LogPosition) String() string {
 func (*LogPosition) ProtoMessage() {}
 
 func (x *LogPosition) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[39]
+	mi := &file_redoubt_v1_control_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2238,7 +2328,7 @@ func (x *LogPosition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogPosition.ProtoReflect.Descriptor instead.
 func (*LogPosition) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{39}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *LogPosition) GetUid() string {
@@ -2277,7 +2367,7 @@ type LogsResponse struct {
 
 func (x *LogsResponse) Reset() {
 	*x = LogsResponse{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[40]
+	mi := &file_redoubt_v1_control_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2289,7 +2379,7 @@ func (x *LogsResponse) String() string {
 func (*LogsResponse) ProtoMessage() {}
 
 func (x *LogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[40]
+	mi := &file_redoubt_v1_control_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2302,7 +2392,7 @@ func (x *LogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsResponse.ProtoReflect.Descriptor instead.
 func (*LogsResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{40}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *LogsResponse) GetInstance() string {
@@ -2370,7 +2460,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[41]
+	mi := &file_redoubt_v1_control_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2382,7 +2472,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[41]
+	mi := &file_redoubt_v1_control_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2395,7 +2485,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{41}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ExecRequest) GetMessage() isExecRequest_Message {
@@ -2501,7 +2591,7 @@ type ExecStart struct {
 
 func (x *ExecStart) Reset() {
 	*x = ExecStart{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[42]
+	mi := &file_redoubt_v1_control_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2513,7 +2603,7 @@ func (x *ExecStart) String() string {
 func (*ExecStart) ProtoMessage() {}
 
 func (x *ExecStart) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[42]
+	mi := &file_redoubt_v1_control_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2526,7 +2616,7 @@ func (x *ExecStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStart.ProtoReflect.Descriptor instead.
 func (*ExecStart) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{42}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ExecStart) GetNamespace() string {
@@ -2595,7 +2685,7 @@ type TerminalSize struct {
 
 func (x *TerminalSize) Reset() {
 	*x = TerminalSize{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[43]
+	mi := &file_redoubt_v1_control_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2607,7 +2697,7 @@ func (x *TerminalSize) String() string {
 func (*TerminalSize) ProtoMessage() {}
 
 func (x *TerminalSize) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[43]
+	mi := &file_redoubt_v1_control_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2620,7 +2710,7 @@ func (x *TerminalSize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TerminalSize.ProtoReflect.Descriptor instead.
 func (*TerminalSize) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{43}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *TerminalSize) GetWidth() uint32 {
@@ -2652,7 +2742,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[44]
+	mi := &file_redoubt_v1_control_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2664,7 +2754,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[44]
+	mi := &file_redoubt_v1_control_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2677,7 +2767,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{44}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ExecResponse) GetMessage() isExecResponse_Message {
@@ -2766,7 +2856,7 @@ type PortForwardRequest struct {
 
 func (x *PortForwardRequest) Reset() {
 	*x = PortForwardRequest{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[45]
+	mi := &file_redoubt_v1_control_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2778,7 +2868,7 @@ func (x *PortForwardRequest) String() string {
 func (*PortForwardRequest) ProtoMessage() {}
 
 func (x *PortForwardRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[45]
+	mi := &file_redoubt_v1_control_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2791,7 +2881,7 @@ func (x *PortForwardRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortForwardRequest.ProtoReflect.Descriptor instead.
 func (*PortForwardRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{45}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *PortForwardRequest) GetMessage() isPortForwardRequest_Message {
@@ -2865,7 +2955,7 @@ type PortForwardStart struct {
 
 func (x *PortForwardStart) Reset() {
 	*x = PortForwardStart{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[46]
+	mi := &file_redoubt_v1_control_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2877,7 +2967,7 @@ func (x *PortForwardStart) String() string {
 func (*PortForwardStart) ProtoMessage() {}
 
 func (x *PortForwardStart) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[46]
+	mi := &file_redoubt_v1_control_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2890,7 +2980,7 @@ func (x *PortForwardStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortForwardStart.ProtoReflect.Descriptor instead.
 func (*PortForwardStart) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{46}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *PortForwardStart) GetNamespace() string {
@@ -2928,7 +3018,7 @@ type PortForwardResponse struct {
 
 func (x *PortForwardResponse) Reset() {
 	*x = PortForwardResponse{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[47]
+	mi := &file_redoubt_v1_control_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2940,7 +3030,7 @@ func (x *PortForwardResponse) String() string {
 func (*PortForwardResponse) ProtoMessage() {}
 
 func (x *PortForwardResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[47]
+	mi := &file_redoubt_v1_control_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2953,7 +3043,7 @@ func (x *PortForwardResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortForwardResponse.ProtoReflect.Descriptor instead.
 func (*PortForwardResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{47}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *PortForwardResponse) GetMessage() isPortForwardResponse_Message {
@@ -3101,7 +3191,11 @@ const file_redoubt_v1_control_proto_rawDesc = "" +
 	"\x06leader\x18\x05 \x01(\tR\x06leader\x12#\n" +
 	"\rapplied_index\x18\x06 \x01(\x04R\fappliedIndex\x12\x16\n" +
 	"\x06caller\x18\a \x01(\tR\x06caller\x12\x14\n" +
-	"\x05roles\x18\b \x03(\tR\x05roles\"+\n" +
+	"\x05roles\x18\b \x03(\tR\x05roles\"\x15\n" +
+	"\x13CollectDebugRequest\">\n" +
+	"\x14CollectDebugResponse\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\"+\n" +
 	"\x13SaveSnapshotRequest\x12\x14\n" +
 	"\x05stale\x18\x01 \x01(\bR\x05stale\"\x81\x01\n" +
 	"\x14SaveSnapshotResponse\x12C\n" +
@@ -3210,7 +3304,7 @@ const file_redoubt_v1_control_proto_rawDesc = "" +
 	"\tconnected\x18\x01 \x01(\tH\x00R\tconnected\x12\x14\n" +
 	"\x04data\x18\x02 \x01(\fH\x00R\x04data\x12\x16\n" +
 	"\x05close\x18\x03 \x01(\bH\x00R\x05closeB\t\n" +
-	"\amessage2\x93\r\n" +
+	"\amessage2\xe8\r\n" +
 	"\fFleetService\x12T\n" +
 	"\rApplyWorkload\x12 .redoubt.v1.ApplyWorkloadRequest\x1a!.redoubt.v1.ApplyWorkloadResponse\x12Q\n" +
 	"\fPlanWorkload\x12\x1f.redoubt.v1.PlanWorkloadRequest\x1a .redoubt.v1.PlanWorkloadResponse\x12N\n" +
@@ -3225,7 +3319,8 @@ const file_redoubt_v1_control_proto_rawDesc = "" +
 	"\vListServers\x12\x1e.redoubt.v1.ListServersRequest\x1a\x1f.redoubt.v1.ListServersResponse\x12Q\n" +
 	"\fRemoveServer\x12\x1f.redoubt.v1.RemoveServerRequest\x1a .redoubt.v1.RemoveServerResponse\x12T\n" +
 	"\rGetServerInfo\x12 .redoubt.v1.GetServerInfoRequest\x1a!.redoubt.v1.GetServerInfoResponse\x12S\n" +
-	"\fSaveSnapshot\x12\x1f.redoubt.v1.SaveSnapshotRequest\x1a .redoubt.v1.SaveSnapshotResponse0\x01\x12T\n" +
+	"\fSaveSnapshot\x12\x1f.redoubt.v1.SaveSnapshotRequest\x1a .redoubt.v1.SaveSnapshotResponse0\x01\x12S\n" +
+	"\fCollectDebug\x12\x1f.redoubt.v1.CollectDebugRequest\x1a .redoubt.v1.CollectDebugResponse0\x01\x12T\n" +
 	"\rRenewIdentity\x12 .redoubt.v1.RenewIdentityRequest\x1a!.redoubt.v1.RenewIdentityResponse\x12>\n" +
 	"\x05Watch\x12\x18.redoubt.v1.WatchRequest\x1a\x19.redoubt.v1.WatchResponse0\x01\x12K\n" +
 	"\n" +
@@ -3247,7 +3342,7 @@ func file_redoubt_v1_control_proto_rawDescGZIP() []byte {
 	return file_redoubt_v1_control_proto_rawDescData
 }
 
-var file_redoubt_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
+var file_redoubt_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
 var file_redoubt_v1_control_proto_goTypes = []any{
 	(*ApplyWorkloadRequest)(nil),    // 0: redoubt.v1.ApplyWorkloadRequest
 	(*ApplyWorkloadResponse)(nil),   // 1: redoubt.v1.ApplyWorkloadResponse
@@ -3275,74 +3370,76 @@ var file_redoubt_v1_control_proto_goTypes = []any{
 	(*RemoveServerResponse)(nil),    // 23: redoubt.v1.RemoveServerResponse
 	(*GetServerInfoRequest)(nil),    // 24: redoubt.v1.GetServerInfoRequest
 	(*GetServerInfoResponse)(nil),   // 25: redoubt.v1.GetServerInfoResponse
-	(*SaveSnapshotRequest)(nil),     // 26: redoubt.v1.SaveSnapshotRequest
-	(*SaveSnapshotResponse)(nil),    // 27: redoubt.v1.SaveSnapshotResponse
-	(*SnapshotDescription)(nil),     // 28: redoubt.v1.SnapshotDescription
-	(*RenewIdentityRequest)(nil),    // 29: redoubt.v1.RenewIdentityRequest
-	(*RenewIdentityResponse)(nil),   // 30: redoubt.v1.RenewIdentityResponse
-	(*WatchRequest)(nil),            // 31: redoubt.v1.WatchRequest
-	(*WatchResponse)(nil),           // 32: redoubt.v1.WatchResponse
-	(*EventFilter)(nil),             // 33: redoubt.v1.EventFilter
-	(*ListEventsRequest)(nil),       // 34: redoubt.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),      // 35: redoubt.v1.ListEventsResponse
-	(*WatchEventsRequest)(nil),      // 36: redoubt.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),     // 37: redoubt.v1.WatchEventsResponse
-	(*LogsRequest)(nil),             // 38: redoubt.v1.LogsRequest
-	(*LogPosition)(nil),             // 39: redoubt.v1.LogPosition
-	(*LogsResponse)(nil),            // 40: redoubt.v1.LogsResponse
-	(*ExecRequest)(nil),             // 41: redoubt.v1.ExecRequest
-	(*ExecStart)(nil),               // 42: redoubt.v1.ExecStart
-	(*TerminalSize)(nil),            // 43: redoubt.v1.TerminalSize
-	(*ExecResponse)(nil),            // 44: redoubt.v1.ExecResponse
-	(*PortForwardRequest)(nil),      // 45: redoubt.v1.PortForwardRequest
-	(*PortForwardStart)(nil),        // 46: redoubt.v1.PortForwardStart
-	(*PortForwardResponse)(nil),     // 47: redoubt.v1.PortForwardResponse
-	(*Workload)(nil),                // 48: redoubt.v1.Workload
-	(*StoredWorkload)(nil),          // 49: redoubt.v1.StoredWorkload
-	(*Explanation)(nil),             // 50: redoubt.v1.Explanation
-	(*Node)(nil),                    // 51: redoubt.v1.Node
-	(*Instance)(nil),                // 52: redoubt.v1.Instance
-	(*Site)(nil),                    // 53: redoubt.v1.Site
-	(*durationpb.Duration)(nil),     // 54: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),   // 55: google.protobuf.Timestamp
-	(*Server)(nil),                  // 56: redoubt.v1.Server
-	(*Event)(nil),                   // 57: redoubt.v1.Event
-	(*EnvVar)(nil),                  // 58: redoubt.v1.EnvVar
+	(*CollectDebugRequest)(nil),     // 26: redoubt.v1.CollectDebugRequest
+	(*CollectDebugResponse)(nil),    // 27: redoubt.v1.CollectDebugResponse
+	(*SaveSnapshotRequest)(nil),     // 28: redoubt.v1.SaveSnapshotRequest
+	(*SaveSnapshotResponse)(nil),    // 29: redoubt.v1.SaveSnapshotResponse
+	(*SnapshotDescription)(nil),     // 30: redoubt.v1.SnapshotDescription
+	(*RenewIdentityRequest)(nil),    // 31: redoubt.v1.RenewIdentityRequest
+	(*RenewIdentityResponse)(nil),   // 32: redoubt.v1.RenewIdentityResponse
+	(*WatchRequest)(nil),            // 33: redoubt.v1.WatchRequest
+	(*WatchResponse)(nil),           // 34: redoubt.v1.WatchResponse
+	(*EventFilter)(nil),             // 35: redoubt.v1.EventFilter
+	(*ListEventsRequest)(nil),       // 36: redoubt.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),      // 37: redoubt.v1.ListEventsResponse
+	(*WatchEventsRequest)(nil),      // 38: redoubt.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),     // 39: redoubt.v1.WatchEventsResponse
+	(*LogsRequest)(nil),             // 40: redoubt.v1.LogsRequest
+	(*LogPosition)(nil),             // 41: redoubt.v1.LogPosition
+	(*LogsResponse)(nil),            // 42: redoubt.v1.LogsResponse
+	(*ExecRequest)(nil),             // 43: redoubt.v1.ExecRequest
+	(*ExecStart)(nil),               // 44: redoubt.v1.ExecStart
+	(*TerminalSize)(nil),            // 45: redoubt.v1.TerminalSize
+	(*ExecResponse)(nil),            // 46: redoubt.v1.ExecResponse
+	(*PortForwardRequest)(nil),      // 47: redoubt.v1.PortForwardRequest
+	(*PortForwardStart)(nil),        // 48: redoubt.v1.PortForwardStart
+	(*PortForwardResponse)(nil),     // 49: redoubt.v1.PortForwardResponse
+	(*Workload)(nil),                // 50: redoubt.v1.Workload
+	(*StoredWorkload)(nil),          // 51: redoubt.v1.StoredWorkload
+	(*Explanation)(nil),             // 52: redoubt.v1.Explanation
+	(*Node)(nil),                    // 53: redoubt.v1.Node
+	(*Instance)(nil),                // 54: redoubt.v1.Instance
+	(*Site)(nil),                    // 55: redoubt.v1.Site
+	(*durationpb.Duration)(nil),     // 56: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),   // 57: google.protobuf.Timestamp
+	(*Server)(nil),                  // 58: redoubt.v1.Server
+	(*Event)(nil),                   // 59: redoubt.v1.Event
+	(*EnvVar)(nil),                  // 60: redoubt.v1.EnvVar
 }
 var file_redoubt_v1_control_proto_depIdxs = []int32{
-	48, // 0: redoubt.v1.ApplyWorkloadRequest.workload:type_name -> redoubt.v1.Workload
-	49, // 1: redoubt.v1.ApplyWorkloadResponse.workload:type_name -> redoubt.v1.StoredWorkload
-	48, // 2: redoubt.v1.PlanWorkloadRequest.workload:type_name -> redoubt.v1.Workload
-	50, // 3: redoubt.v1.PlanWorkloadResponse.explanation:type_name -> redoubt.v1.Explanation
-	49, // 4: redoubt.v1.GetWorkloadResponse.workload:type_name -> redoubt.v1.StoredWorkload
-	49, // 5: redoubt.v1.ListWorkloadsResponse.workloads:type_name -> redoubt.v1.StoredWorkload
-	49, // 6: redoubt.v1.StopWorkloadResponse.workload:type_name -> redoubt.v1.StoredWorkload
-	50, // 7: redoubt.v1.ExplainWorkloadResponse.explanation:type_name -> redoubt.v1.Explanation
-	49, // 8: redoubt.v1.ExplainWorkloadResponse.workload:type_name -> redoubt.v1.StoredWorkload
-	51, // 9: redoubt.v1.ListNodesResponse.nodes:type_name -> redoubt.v1.Node
-	51, // 10: redoubt.v1.GetNodeResponse.node:type_name -> redoubt.v1.Node
-	52, // 11: redoubt.v1.GetNodeResponse.instances:type_name -> redoubt.v1.Instance
-	53, // 12: redoubt.v1.ListSitesResponse.sites:type_name -> redoubt.v1.Site
-	54, // 13: redoubt.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
-	55, // 14: redoubt.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
-	56, // 15: redoubt.v1.ListServersResponse.servers:type_name -> redoubt.v1.Server
-	28, // 16: redoubt.v1.SaveSnapshotResponse.description:type_name -> redoubt.v1.SnapshotDescription
-	55, // 17: redoubt.v1.SnapshotDescription.created:type_name -> google.protobuf.Timestamp
-	55, // 18: redoubt.v1.EventFilter.since:type_name -> google.protobuf.Timestamp
-	33, // 19: redoubt.v1.ListEventsRequest.filter:type_name -> redoubt.v1.EventFilter
-	57, // 20: redoubt.v1.ListEventsResponse.events:type_name -> redoubt.v1.Event
-	33, // 21: redoubt.v1.WatchEventsRequest.filter:type_name -> redoubt.v1.EventFilter
-	57, // 22: redoubt.v1.WatchEventsResponse.events:type_name -> redoubt.v1.Event
-	55, // 23: redoubt.v1.LogsRequest.since:type_name -> google.protobuf.Timestamp
-	54, // 24: redoubt.v1.LogsRequest.since_ago:type_name -> google.protobuf.Duration
-	39, // 25: redoubt.v1.LogsRequest.resume:type_name -> redoubt.v1.LogPosition
-	39, // 26: redoubt.v1.LogsResponse.position:type_name -> redoubt.v1.LogPosition
-	55, // 27: redoubt.v1.LogsResponse.time:type_name -> google.protobuf.Timestamp
-	42, // 28: redoubt.v1.ExecRequest.start:type_name -> redoubt.v1.ExecStart
-	43, // 29: redoubt.v1.ExecRequest.resize:type_name -> redoubt.v1.TerminalSize
-	43, // 30: redoubt.v1.ExecStart.size:type_name -> redoubt.v1.TerminalSize
-	58, // 31: redoubt.v1.ExecStart.env:type_name -> redoubt.v1.EnvVar
-	46, // 32: redoubt.v1.PortForwardRequest.start:type_name -> redoubt.v1.PortForwardStart
+	50, // 0: redoubt.v1.ApplyWorkloadRequest.workload:type_name -> redoubt.v1.Workload
+	51, // 1: redoubt.v1.ApplyWorkloadResponse.workload:type_name -> redoubt.v1.StoredWorkload
+	50, // 2: redoubt.v1.PlanWorkloadRequest.workload:type_name -> redoubt.v1.Workload
+	52, // 3: redoubt.v1.PlanWorkloadResponse.explanation:type_name -> redoubt.v1.Explanation
+	51, // 4: redoubt.v1.GetWorkloadResponse.workload:type_name -> redoubt.v1.StoredWorkload
+	51, // 5: redoubt.v1.ListWorkloadsResponse.workloads:type_name -> redoubt.v1.StoredWorkload
+	51, // 6: redoubt.v1.StopWorkloadResponse.workload:type_name -> redoubt.v1.StoredWorkload
+	52, // 7: redoubt.v1.ExplainWorkloadResponse.explanation:type_name -> redoubt.v1.Explanation
+	51, // 8: redoubt.v1.ExplainWorkloadResponse.workload:type_name -> redoubt.v1.StoredWorkload
+	53, // 9: redoubt.v1.ListNodesResponse.nodes:type_name -> redoubt.v1.Node
+	53, // 10: redoubt.v1.GetNodeResponse.node:type_name -> redoubt.v1.Node
+	54, // 11: redoubt.v1.GetNodeResponse.instances:type_name -> redoubt.v1.Instance
+	55, // 12: redoubt.v1.ListSitesResponse.sites:type_name -> redoubt.v1.Site
+	56, // 13: redoubt.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
+	57, // 14: redoubt.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
+	58, // 15: redoubt.v1.ListServersResponse.servers:type_name -> redoubt.v1.Server
+	30, // 16: redoubt.v1.SaveSnapshotResponse.description:type_name -> redoubt.v1.SnapshotDescription
+	57, // 17: redoubt.v1.SnapshotDescription.created:type_name -> google.protobuf.Timestamp
+	57, // 18: redoubt.v1.EventFilter.since:type_name -> google.protobuf.Timestamp
+	35, // 19: redoubt.v1.ListEventsRequest.filter:type_name -> redoubt.v1.EventFilter
+	59, // 20: redoubt.v1.ListEventsResponse.events:type_name -> redoubt.v1.Event
+	35, // 21: redoubt.v1.WatchEventsRequest.filter:type_name -> redoubt.v1.EventFilter
+	59, // 22: redoubt.v1.WatchEventsResponse.events:type_name -> redoubt.v1.Event
+	57, // 23: redoubt.v1.LogsRequest.since:type_name -> google.protobuf.Timestamp
+	56, // 24: redoubt.v1.LogsRequest.since_ago:type_name -> google.protobuf.Duration
+	41, // 25: redoubt.v1.LogsRequest.resume:type_name -> redoubt.v1.LogPosition
+	41, // 26: redoubt.v1.LogsResponse.position:type_name -> redoubt.v1.LogPosition
+	57, // 27: redoubt.v1.LogsResponse.time:type_name -> google.protobuf.Timestamp
+	44, // 28: redoubt.v1.ExecRequest.start:type_name -> redoubt.v1.ExecStart
+	45, // 29: redoubt.v1.ExecRequest.resize:type_name -> redoubt.v1.TerminalSize
+	45, // 30: redoubt.v1.ExecStart.size:type_name -> redoubt.v1.TerminalSize
+	60, // 31: redoubt.v1.ExecStart.env:type_name -> redoubt.v1.EnvVar
+	48, // 32: redoubt.v1.PortForwardRequest.start:type_name -> redoubt.v1.PortForwardStart
 	0,  // 33: redoubt.v1.FleetService.ApplyWorkload:input_type -> redoubt.v1.ApplyWorkloadRequest
 	2,  // 34: redoubt.v1.FleetService.PlanWorkload:input_type -> redoubt.v1.PlanWorkloadRequest
 	4,  // 35: redoubt.v1.FleetService.GetWorkload:input_type -> redoubt.v1.GetWorkloadRequest
@@ -3356,37 +3453,39 @@ var file_redoubt_v1_control_proto_depIdxs = []int32{
 	20, // 43: redoubt.v1.FleetService.ListServers:input_type -> redoubt.v1.ListServersRequest
 	22, // 44: redoubt.v1.FleetService.RemoveServer:input_type -> redoubt.v1.RemoveServerRequest
 	24, // 45: redoubt.v1.FleetService.GetServerInfo:input_type -> redoubt.v1.GetServerInfoRequest
-	26, // 46: redoubt.v1.FleetService.SaveSnapshot:input_type -> redoubt.v1.SaveSnapshotRequest
-	29, // 47: redoubt.v1.FleetService.RenewIdentity:input_type -> redoubt.v1.RenewIdentityRequest
-	31, // 48: redoubt.v1.FleetService.Watch:input_type -> redoubt.v1.WatchRequest
-	34, // 49: redoubt.v1.FleetService.ListEvents:input_type -> redoubt.v1.ListEventsRequest
-	36, // 50: redoubt.v1.FleetService.WatchEvents:input_type -> redoubt.v1.WatchEventsRequest
-	38, // 51: redoubt.v1.FleetService.Logs:input_type -> redoubt.v1.LogsRequest
-	41, // 52: redoubt.v1.FleetService.Exec:input_type -> redoubt.v1.ExecRequest
-	45, // 53: redoubt.v1.FleetService.PortForward:input_type -> redoubt.v1.PortForwardRequest
-	1,  // 54: redoubt.v1.FleetService.ApplyWorkload:output_type -> redoubt.v1.ApplyWorkloadResponse
-	3,  // 55: redoubt.v1.FleetService.PlanWorkload:output_type -> redoubt.v1.PlanWorkloadResponse
-	5,  // 56: redoubt.v1.FleetService.GetWorkload:output_type -> redoubt.v1.GetWorkloadResponse
-	7,  // 57: redoubt.v1.FleetService.ListWorkloads:output_type -> redoubt.v1.ListWorkloadsResponse
-	9,  // 58: redoubt.v1.FleetService.StopWorkload:output_type -> redoubt.v1.StopWorkloadResponse
-	11, // 59: redoubt.v1.FleetService.ExplainWorkload:output_type -> redoubt.v1.ExplainWorkloadResponse
-	13, // 60: redoubt.v1.FleetService.ListNodes:output_type -> redoubt.v1.ListNodesResponse
-	15, // 61: redoubt.v1.FleetService.GetNode:output_type -> redoubt.v1.GetNodeResponse
-	17, // 62: redoubt.v1.FleetService.ListSites:output_type -> redoubt.v1.ListSitesResponse
-	19, // 63: redoubt.v1.FleetService.CreateJoinToken:output_type -> redoubt.v1.CreateJoinTokenResponse
-	21, // 64: redoubt.v1.FleetService.ListServers:output_type -> redoubt.v1.ListServersResponse
-	23, // 65: redoubt.v1.FleetService.RemoveServer:output_type -> redoubt.v1.RemoveServerResponse
-	25, // 66: redoubt.v1.FleetService.GetServerInfo:output_type -> redoubt.v1.GetServerInfoResponse
-	27, // 67: redoubt.v1.FleetService.SaveSnapshot:output_type -> redoubt.v1.SaveSnapshotResponse
-	30, // 68: redoubt.v1.FleetService.RenewIdentity:output_type -> redoubt.v1.RenewIdentityResponse
-	32, // 69: redoubt.v1.FleetService.Watch:output_type -> redoubt.v1.WatchResponse
-	35, // 70: redoubt.v1.FleetService.ListEvents:output_type -> redoubt.v1.ListEventsResponse
-	37, // 71: redoubt.v1.FleetService.WatchEvents:output_type -> redoubt.v1.WatchEventsResponse
-	40, // 72: redoubt.v1.FleetService.Logs:output_type -> redoubt.v1.LogsResponse
-	44, // 73: redoubt.v1.FleetService.Exec:output_type -> redoubt.v1.ExecResponse
-	47, // 74: redoubt.v1.FleetService.PortForward:output_type -> redoubt.v1.PortForwardResponse
-	54, // [54:75] is the sub-list for method output_type
-	33, // [33:54] is the sub-list for method input_type
+	28, // 46: redoubt.v1.FleetService.SaveSnapshot:input_type -> redoubt.v1.SaveSnapshotRequest
+	26, // 47: redoubt.v1.FleetService.CollectDebug:input_type -> redoubt.v1.CollectDebugRequest
+	31, // 48: redoubt.v1.FleetService.RenewIdentity:input_type -> redoubt.v1.RenewIdentityRequest
+	33, // 49: redoubt.v1.FleetService.Watch:input_type -> redoubt.v1.WatchRequest
+	36, // 50: redoubt.v1.FleetService.ListEvents:input_type -> redoubt.v1.ListEventsRequest
+	38, // 51: redoubt.v1.FleetService.WatchEvents:input_type -> redoubt.v1.WatchEventsRequest
+	40, // 52: redoubt.v1.FleetService.Logs:input_type -> redoubt.v1.LogsRequest
+	43, // 53: redoubt.v1.FleetService.Exec:input_type -> redoubt.v1.ExecRequest
+	47, // 54: redoubt.v1.FleetService.PortForward:input_type -> redoubt.v1.PortForwardRequest
+	1,  // 55: redoubt.v1.FleetService.ApplyWorkload:output_type -> redoubt.v1.ApplyWorkloadResponse
+	3,  // 56: redoubt.v1.FleetService.PlanWorkload:output_type -> redoubt.v1.PlanWorkloadResponse
+	5,  // 57: redoubt.v1.FleetService.GetWorkload:output_type -> redoubt.v1.GetWorkloadResponse
+	7,  // 58: redoubt.v1.FleetService.ListWorkloads:output_type -> redoubt.v1.ListWorkloadsResponse
+	9,  // 59: redoubt.v1.FleetService.StopWorkload:output_type -> redoubt.v1.StopWorkloadResponse
+	11, // 60: redoubt.v1.FleetService.ExplainWorkload:output_type -> redoubt.v1.ExplainWorkloadResponse
+	13, // 61: redoubt.v1.FleetService.ListNodes:output_type -> redoubt.v1.ListNodesResponse
+	15, // 62: redoubt.v1.FleetService.GetNode:output_type -> redoubt.v1.GetNodeResponse
+	17, // 63: redoubt.v1.FleetService.ListSites:output_type -> redoubt.v1.ListSitesResponse
+	19, // 64: redoubt.v1.FleetService.CreateJoinToken:output_type -> redoubt.v1.CreateJoinTokenResponse
+	21, // 65: redoubt.v1.FleetService.ListServers:output_type -> redoubt.v1.ListServersResponse
+	23, // 66: redoubt.v1.FleetService.RemoveServer:output_type -> redoubt.v1.RemoveServerResponse
+	25, // 67: redoubt.v1.FleetService.GetServerInfo:output_type -> redoubt.v1.GetServerInfoResponse
+	29, // 68: redoubt.v1.FleetService.SaveSnapshot:output_type -> redoubt.v1.SaveSnapshotResponse
+	27, // 69: redoubt.v1.FleetService.CollectDebug:output_type -> redoubt.v1.CollectDebugResponse
+	32, // 70: redoubt.v1.FleetService.RenewIdentity:output_type -> redoubt.v1.RenewIdentityResponse
+	34, // 71: redoubt.v1.FleetService.Watch:output_type -> redoubt.v1.WatchResponse
+	37, // 72: redoubt.v1.FleetService.ListEvents:output_type -> redoubt.v1.ListEventsResponse
+	39, // 73: redoubt.v1.FleetService.WatchEvents:output_type -> redoubt.v1.WatchEventsResponse
+	42, // 74: redoubt.v1.FleetService.Logs:output_type -> redoubt.v1.LogsResponse
+	46, // 75: redoubt.v1.FleetService.Exec:output_type -> redoubt.v1.ExecResponse
+	49, // 76: redoubt.v1.FleetService.PortForward:output_type -> redoubt.v1.PortForwardResponse
+	55, // [55:77] is the sub-list for method output_type
+	33, // [33:55] is the sub-list for method input_type
 	33, // [33:33] is the sub-list for extension type_name
 	33, // [33:33] is the sub-list for extension extendee
 	0,  // [0:33] is the sub-list for field type_name
@@ -3402,29 +3501,29 @@ func file_redoubt_v1_control_proto_init() {
 	file_redoubt_v1_workload_proto_init()
 	file_redoubt_v1_control_proto_msgTypes[0].OneofWrappers = []any{}
 	file_redoubt_v1_control_proto_msgTypes[8].OneofWrappers = []any{}
-	file_redoubt_v1_control_proto_msgTypes[27].OneofWrappers = []any{
+	file_redoubt_v1_control_proto_msgTypes[29].OneofWrappers = []any{
 		(*SaveSnapshotResponse_Description)(nil),
 		(*SaveSnapshotResponse_Data)(nil),
 	}
-	file_redoubt_v1_control_proto_msgTypes[41].OneofWrappers = []any{
+	file_redoubt_v1_control_proto_msgTypes[43].OneofWrappers = []any{
 		(*ExecRequest_Start)(nil),
 		(*ExecRequest_Stdin)(nil),
 		(*ExecRequest_CloseStdin)(nil),
 		(*ExecRequest_Resize)(nil),
 		(*ExecRequest_Signal)(nil),
 	}
-	file_redoubt_v1_control_proto_msgTypes[44].OneofWrappers = []any{
+	file_redoubt_v1_control_proto_msgTypes[46].OneofWrappers = []any{
 		(*ExecResponse_Stdout)(nil),
 		(*ExecResponse_Stderr)(nil),
 		(*ExecResponse_ExitCode)(nil),
 		(*ExecResponse_Started)(nil),
 	}
-	file_redoubt_v1_control_proto_msgTypes[45].OneofWrappers = []any{
+	file_redoubt_v1_control_proto_msgTypes[47].OneofWrappers = []any{
 		(*PortForwardRequest_Start)(nil),
 		(*PortForwardRequest_Data)(nil),
 		(*PortForwardRequest_Close)(nil),
 	}
-	file_redoubt_v1_control_proto_msgTypes[47].OneofWrappers = []any{
+	file_redoubt_v1_control_proto_msgTypes[49].OneofWrappers = []any{
 		(*PortForwardResponse_Connected)(nil),
 		(*PortForwardResponse_Data)(nil),
 		(*PortForwardResponse_Close)(nil),
@@ -3435,7 +3534,7 @@ func file_redoubt_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_redoubt_v1_control_proto_rawDesc), len(file_redoubt_v1_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   48,
+			NumMessages:   50,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -33,6 +33,7 @@ const (
 	FleetService_RemoveServer_FullMethodName    = "/redoubt.v1.FleetService/RemoveServer"
 	FleetService_GetServerInfo_FullMethodName   = "/redoubt.v1.FleetService/GetServerInfo"
 	FleetService_SaveSnapshot_FullMethodName    = "/redoubt.v1.FleetService/SaveSnapshot"
+	FleetService_CollectDebug_FullMethodName    = "/redoubt.v1.FleetService/CollectDebug"
 	FleetService_RenewIdentity_FullMethodName   = "/redoubt.v1.FleetService/RenewIdentity"
 	FleetService_Watch_FullMethodName           = "/redoubt.v1.FleetService/Watch"
 	FleetService_ListEvents_FullMethodName      = "/redoubt.v1.FleetService/ListEvents"
@@ -66,6 +67,9 @@ type FleetServiceClient interface {
 	// SaveSnapshot sends the whole state as of one moment: its description first,
 	// then its bytes. It is a secret: it holds gossip keys.
 	SaveSnapshot(ctx context.Context, in *SaveSnapshotRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SaveSnapshotResponse], error)
+	// CollectDebug sends what helps to understand the asked server: goroutines,
+	// memory, metrics, Raft, its last log lines. It holds no secret.
+	CollectDebug(ctx context.Context, in *CollectDebugRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CollectDebugResponse], error)
 	// RenewIdentity signs a new certificate for the calling user.
 	RenewIdentity(ctx context.Context, in *RenewIdentityRequest, opts ...grpc.CallOption) (*RenewIdentityResponse, error)
 	// Watch sends one message at once and one after every change of what the
@@ -240,6 +244,25 @@ func (c *fleetServiceClient) SaveSnapshot(ctx context.Context, in *SaveSnapshotR
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type FleetService_SaveSnapshotClient = grpc.ServerStreamingClient[SaveSnapshotResponse]
 
+func (c *fleetServiceClient) CollectDebug(ctx context.Context, in *CollectDebugRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CollectDebugResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &FleetService_ServiceDesc.Streams[1], FleetService_CollectDebug_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[CollectDebugRequest, CollectDebugResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type FleetService_CollectDebugClient = grpc.ServerStreamingClient[CollectDebugResponse]
+
 func (c *fleetServiceClient) RenewIdentity(ctx context.Context, in *RenewIdentityRequest, opts ...grpc.CallOption) (*RenewIdentityResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(RenewIdentityResponse)
@@ -252,7 +275,7 @@ func (c *fleetServiceClient) RenewIdentity(ctx context.Context, in *RenewIdentit
 
 func (c *fleetServiceClient) Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &FleetService_ServiceDesc.Streams[1], FleetService_Watch_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &FleetService_ServiceDesc.Streams[2], FleetService_Watch_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -281,7 +304,7 @@ func (c *fleetServiceClient) ListEvents(ctx context.Context, in *ListEventsReque
 
 func (c *fleetServiceClient) WatchEvents(ctx context.Context, in *WatchEventsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchEventsResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &FleetService_ServiceDesc.Streams[2], FleetService_WatchEvents_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &FleetService_ServiceDesc.Streams[3], FleetService_WatchEvents_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -300,7 +323,7 @@ type FleetService_WatchEventsClient = grpc.ServerStreamingClient[WatchEventsResp
 
 func (c *fleetServiceClient) Logs(ctx context.Context, in *LogsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[LogsResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &FleetService_ServiceDesc.Streams[3], FleetService_Logs_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &FleetService_ServiceDesc.Streams[4], FleetService_Logs_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -319,7 +342,7 @@ type FleetService_LogsClient = grpc.ServerStreamingClient[LogsResponse]
 
 func (c *fleetServiceClient) Exec(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ExecRequest, ExecResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &FleetService_ServiceDesc.Streams[4], FleetService_Exec_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &FleetService_ServiceDesc.Streams[5], FleetService_Exec_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -332,7 +355,7 @@ type FleetService_ExecClient = grpc.BidiStreamingClient[ExecRequest, ExecRespons
 
 func (c *fleetServiceClient) PortForward(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[PortForwardRequest, PortForwardResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &FleetService_ServiceDesc.Streams[5], FleetService_PortForward_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &FleetService_ServiceDesc.Streams[6], FleetService_PortForward_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -367,6 +390,9 @@ type FleetServiceServer interface {
 	// SaveSnapshot sends the whole state as of one moment: its description first,
 	// then its bytes. It is a secret: it holds gossip keys.
 	SaveSnapshot(*SaveSnapshotRequest, grpc.ServerStreamingServer[SaveSnapshotResponse]) error
+	// CollectDebug sends what helps to understand the asked server: goroutines,
+	// memory, metrics, Raft, its last log lines. It holds no secret.
+	CollectDebug(*CollectDebugRequest, grpc.ServerStreamingServer[CollectDebugResponse]) error
 	// RenewIdentity signs a new certificate for the calling user.
 	RenewIdentity(context.Context, *RenewIdentityRequest) (*RenewIdentityResponse, error)
 	// Watch sends one message at once and one after every change of what the
@@ -433,6 +459,9 @@ func (UnimplementedFleetServiceServer) GetServerInfo(context.Context, *GetServer
 }
 func (UnimplementedFleetServiceServer) SaveSnapshot(*SaveSnapshotRequest, grpc.ServerStreamingServer[SaveSnapshotResponse]) error {
 	return status.Error(codes.Unimplemented, "method SaveSnapshot not implemented")
+}
+func (UnimplementedFleetServiceServer) CollectDebug(*CollectDebugRequest, grpc.ServerStreamingServer[CollectDebugResponse]) error {
+	return status.Error(codes.Unimplemented, "method CollectDebug not implemented")
 }
 func (UnimplementedFleetServiceServer) RenewIdentity(context.Context, *RenewIdentityRequest) (*RenewIdentityResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RenewIdentity not implemented")
@@ -721,6 +750,17 @@ func _FleetService_SaveSnapshot_Handler(srv interface{}, stream grpc.ServerStrea
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type FleetService_SaveSnapshotServer = grpc.ServerStreamingServer[SaveSnapshotResponse]
 
+func _FleetService_CollectDebug_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(CollectDebugRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(FleetServiceServer).CollectDebug(m, &grpc.GenericServerStream[CollectDebugRequest, CollectDebugResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type FleetService_CollectDebugServer = grpc.ServerStreamingServer[CollectDebugResponse]
+
 func _FleetService_RenewIdentity_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(RenewIdentityRequest)
 	if err := dec(in); err != nil {
@@ -876,6 +916,11 @@ var FleetService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "SaveSnapshot",
 			Handler:       _FleetService_SaveSnapshot_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "CollectDebug",
+			Handler:       _FleetService_CollectDebug_Handler,
 			ServerStreams: true,
 		},
 		{
