@@ -199,7 +199,16 @@ func (h *RealHost) measure(ctx context.Context, c driver.Container, f isolation.
 type bridge struct{ n *network.Network }
 
 func (b bridge) Attach(ctx context.Context, uid string, s reconcile.NetworkSpec) (reconcile.Attachment, error) {
-	spec := network.Spec{Instance: uid, Hostname: s.Hostname, None: s.None}
+	spec := network.Spec{Instance: uid, Hostname: s.Hostname, None: s.None, Policy: network.Policy{
+		Workload: s.Workload, AllowFrom: s.Rules.AllowFrom, Limited: s.Rules.Limited,
+	}}
+	for _, r := range s.Rules.Egress {
+		rule := network.EgressRule{CIDR: r.CIDR, Protocol: r.Protocol}
+		for _, p := range r.Ports {
+			rule.Ports = append(rule.Ports, network.PortRange(p))
+		}
+		spec.Policy.Egress = append(spec.Policy.Egress, rule)
+	}
 	for _, p := range s.Ports {
 		port := network.Port{Container: p.Container, Host: p.Host, Protocol: p.Protocol}
 		if p.HostIP != "" {

@@ -3,6 +3,8 @@ package agent
 import (
 	"fmt"
 	"math"
+	"net/netip"
+	"strconv"
 	"strings"
 	"time"
 
@@ -66,11 +68,14 @@ func readSpec(a *reconcile.Assignment, w *redoubtv1.Workload) error {
 		return fmt.Errorf("disconnect.replace: %q is not known", d.GetReplace())
 	}
 	switch w.GetNetwork() {
-	case "", "bridge":
+	case "", "bridge", "rules": // rules: bridge, and networkRules must be known
 	case "none":
 		a.NoNetwork = true
 	default:
 		return fmt.Errorf("network: %q is not known", w.GetNetwork())
+	}
+	if err := readNetworkRules(&a.NetworkRules, w.GetNetworkRules()); err != nil {
+		return err
 	}
 	a.PullPolicy = c.GetImagePullPolicy()
 	if a.PullPolicy == "" {
@@ -100,6 +105,33 @@ func readSpec(a *reconcile.Assignment, w *redoubtv1.Workload) error {
 		return err
 	}
 	return readVolumes(&a.Container, w.GetVolumes(), c.GetVolumeMounts())
+}
+
+// readNetworkRules takes nothing that it does not understand: a rule that is
+// left out would let more in or out than was asked.
+func readNetworkRules(n *reconcile.NetworkRules, p *redoubtv1.NetworkRules) error {
+	n.AllowFrom, n.Limited = p.GetAllowFrom(), p.GetNoEgress() || len(p.GetEgress()) > 0
+	for i, e := range p.GetEgress() {
+		to := reconcile.EgressRule{Protocol: strings.ToLower(e.GetProtocol())}
+		var err error
+		if to.CIDR, err = netip.ParsePrefix(e.GetCidr()); err != nil {
+			return fmt.Errorf("network.egress[%d].cidr: %w", i, err)
+		}
+		for _, s := range e.GetPorts() {
+			first, last, is := strings.Cut(s, "-")
+			if !is {
+				last = first
+			}
+			a, err1 := strconv.ParseUint(first, 10, 16)
+			b, err2 := strconv.ParseUint(last, 10, 16)
+			if err1 != nil || err2 != nil {
+				return fmt.Errorf("network.egress[%d].ports: %q is not a range of ports", i, s)
+			}
+			to.Ports = append(to.Ports, reconcile.PortRange{First: uint16(a), Last: uint16(b)})
+		}
+		n.Egress = append(n.Egress, to)
+	}
+	return nil
 }
 
 func readPort(p *redoubtv1.ContainerPort) (reconcile.Port, error) {

@@ -82,11 +82,21 @@ func (n *Network) assemble(ctx context.Context, instance string, l lease) (Attac
 			// A leftover of a crash may be in the way: make the whole table anew.
 			published := n.published()
 			published[l.Address] = l.Ports
-			if _, again := n.nft.ensure(n.ledger.Subnet, published); again != nil {
+			if _, again := n.nft.ensure(n.ledger.Subnet, published, n.policies()); again != nil {
 				return a, errors.Join(err, again)
 			}
 		}
 		n.after("publish")
+		policies := n.policies()
+		policies[l.Address] = l.Policy
+		if err := n.nft.apply(l.Address, policies); err != nil {
+			published := n.published()
+			published[l.Address] = l.Ports
+			if _, again := n.nft.ensure(n.ledger.Subnet, published, policies); again != nil {
+				return a, errors.Join(err, again)
+			}
+		}
+		n.after("apply")
 		if hasUDP(l.Ports) {
 			// A flow that began before the port was published would go on
 			// past the instance for as long as it lasts.
@@ -120,6 +130,8 @@ func (n *Network) dismantle(instance string, l lease) error {
 	}
 	step("disconnect", n.links.disconnect(instance, l.Address))
 	if l.Address.IsValid() {
+		// Only now: until its port is gone, its limits bind it.
+		step("lift", n.nft.lift(l.Address, l.Policy))
 		step("dismiss", n.guard.dismiss(n.names.port(instance), l.Address))
 		if err := n.links.forget(netip.PrefixFrom(l.Address, 32)); err != nil {
 			n.log.Debug("tracked connections are left", "instance", instance, "err", err)

@@ -402,7 +402,7 @@ func TestWhatOthersBreakIsPutRight(t *testing.T) {
 			w.eventually("repair", func() bool {
 				n.mu.Lock()
 				defer n.mu.Unlock()
-				ok, err := n.nft.matches(n.ledger.Subnet, n.published())
+				ok, err := n.nft.matches(n.ledger.Subnet, n.published(), n.policies())
 				return err == nil && ok
 			})
 			w.eventually("traffic after "+name, works)

@@ -10,8 +10,10 @@ import (
 	"strings"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -22,6 +24,10 @@ type firewall struct {
 	table *nftables.Table
 	any   *nftables.Set // protocol . port                → address . port
 	bound *nftables.Set // host address . protocol . port → address . port
+	// flows are source . destination that are let through between instances.
+	flows *nftables.Set
+	// limited leads the first packets of some sources to chains of their own.
+	limited *nftables.Set
 }
 
 func openFirewall(names names, host *namespace) (*firewall, error) {
@@ -39,6 +45,13 @@ func openFirewall(names names, host *namespace) (*firewall, error) {
 	f.bound = &nftables.Set{
 		Table: f.table, Name: "bound_ports", IsMap: true, Concatenation: true, DataType: target,
 		KeyType: nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeInetProto, nftables.TypeInetService),
+	}
+	f.flows = &nftables.Set{
+		Table: f.table, Name: "flows", Concatenation: true,
+		KeyType: nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeIPAddr),
+	}
+	f.limited = &nftables.Set{
+		Table: f.table, Name: "limited", IsMap: true, KeyType: nftables.TypeIPAddr, DataType: nftables.TypeVerdict,
 	}
 	return f, nil
 }
@@ -82,6 +95,13 @@ func (r rule) comment() string {
 var (
 	loopbackPrefix  = netip.MustParsePrefix("127.0.0.0/8")
 	linkLocalPrefix = netip.MustParsePrefix("169.254.0.0/16")
+	// metadata is where clouds answer with credentials outside of link-local
+	// addresses: Azure, Alibaba, Oracle.
+	metadata = []netip.Prefix{
+		netip.MustParsePrefix("168.63.129.16/32"),
+		netip.MustParsePrefix("100.100.100.200/32"),
+		netip.MustParsePrefix("192.0.0.192/32"),
+	}
 )
 
 // chains are the node's rules. What is not dropped here goes on to whatever
@@ -94,11 +114,23 @@ func (f *firewall) chains(subnet netip.Prefix) []chain {
 		{"published on one address", join(local(), translateBy(f.bound.Name, true))},
 		{"published on all addresses", join(local(), translateBy(f.any.Name, false))},
 	}
+	guard := []rule{
+		{"instances send from their own range", join(from(link), notSource(subnet), drop())},
+		{"host loopback is not for instances", join(from(link), destination(loopbackPrefix), drop())},
+		{"link-local services are not for instances", join(from(link), destination(linkLocalPrefix), drop())},
+	}
+	for _, p := range metadata {
+		guard = append(guard, rule{"a cloud's metadata is not for instances", join(from(link), destination(p), drop())})
+	}
 	return []chain{
-		{"guard", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRaw, []rule{
-			{"instances send from their own range", join(from(link), notSource(subnet), drop())},
-			{"host loopback is not for instances", join(from(link), destination(loopbackPrefix), drop())},
-			{"link-local services are not for instances", join(from(link), destination(linkLocalPrefix), drop())},
+		{"guard", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRaw, guard},
+		// Before translation: a rule is about where the instance sends to.
+		{"egress", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityMangle, []rule{
+			{"connections that are open", join(from(link), established(), accept())},
+			{"names", join(from(link), destination(gw), protocol(unix.IPPROTO_UDP), port(dns), accept())},
+			{"names", join(from(link), destination(gw), protocol(unix.IPPROTO_TCP), port(dns), accept())},
+			{"workloads that let it in", join(from(link), flowIn(f.flows.Name), accept())},
+			{"limited instances", join(from(link), verdictBySource(f.limited.Name))},
 		}},
 		{"prerouting", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest, publish},
 		{"output", nftables.ChainTypeNAT, nftables.ChainHookOutput, nftables.ChainPriorityNATDest, publish},
@@ -110,6 +142,7 @@ func (f *firewall) chains(subnet netip.Prefix) []chain {
 		{"forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter, []rule{
 			{"answers", join(to(link), established(), accept())},
 			{"published ports", join(to(link), translated(), accept())},
+			{"workloads that are let in", join(from(link), to(link), flowIn(f.flows.Name), accept())},
 			{"nothing else reaches an instance", join(to(link), drop())},
 		}},
 		{"input", nftables.ChainTypeFilter, nftables.ChainHookInput, nftables.ChainPriorityFilter, []rule{
@@ -129,19 +162,21 @@ func (f *firewall) chains(subnet netip.Prefix) []chain {
 
 // ensure compares the table with what it must be and replaces it, in one
 // transaction, if anything differs.
-func (f *firewall) ensure(subnet netip.Prefix, published map[netip.Addr][]Port) (changed bool, err error) {
-	ok, err := f.matches(subnet, published)
+func (f *firewall) ensure(subnet netip.Prefix, published map[netip.Addr][]Port, policies map[netip.Addr]Policy) (changed bool, err error) {
+	ok, err := f.matches(subnet, published, policies)
 	if err != nil || ok {
 		return false, err
 	}
 	f.conn.AddTable(f.table) // so that the deletion finds one
 	f.conn.DelTable(f.table)
 	f.conn.AddTable(f.table)
+	own := f.egressChains(policies)
+	addChains(f.conn, f.table, own) // before the map that leads to them
 	all, bound := elements(published)
 	for _, s := range []struct {
 		set *nftables.Set
 		els []nftables.SetElement
-	}{{f.any, all}, {f.bound, bound}} {
+	}{{f.any, all}, {f.bound, bound}, {f.flows, flowElements(flowsOf(policies, netip.Addr{}))}, {f.limited, limitedElements(policies)}} {
 		if err := f.conn.AddSet(s.set, nil); err != nil {
 			return false, fmt.Errorf("build nft set %s: %w", s.set.Name, err)
 		}
@@ -173,12 +208,16 @@ func addChains(conn *nftables.Conn, table *nftables.Table, chains []chain) {
 }
 
 // matches tells whether the kernel has the table as ensure would make it.
-func (f *firewall) matches(subnet netip.Prefix, published map[netip.Addr][]Port) (bool, error) {
+func (f *firewall) matches(subnet netip.Prefix, published map[netip.Addr][]Port, policies map[netip.Addr]Policy) (bool, error) {
 	present, err := f.present()
 	if err != nil || !present {
 		return false, err
 	}
-	for _, c := range f.chains(subnet) {
+	chains := append(f.chains(subnet), f.egressChains(policies)...)
+	if there, err := f.countChains(); err != nil || there != len(chains) {
+		return false, err
+	}
+	for _, c := range chains {
 		// A chain or set that cannot be read is replaced; if it cannot be
 		// replaced either, that is the error to report.
 		got, err := f.conn.GetRules(f.table, &nftables.Chain{Table: f.table, Name: c.name})
@@ -190,7 +229,7 @@ func (f *firewall) matches(subnet netip.Prefix, published map[netip.Addr][]Port)
 	for _, s := range []struct {
 		set  *nftables.Set
 		want []nftables.SetElement
-	}{{f.any, all}, {f.bound, bound}} {
+	}{{f.any, all}, {f.bound, bound}, {f.flows, flowElements(flowsOf(policies, netip.Addr{}))}, {f.limited, limitedElements(policies)}} {
 		got, err := f.conn.GetSetElements(s.set)
 		if err != nil || !maps.Equal(byKey(got), byKey(s.want)) {
 			return false, nil
@@ -204,6 +243,27 @@ func sameRules(got []*nftables.Rule, want []rule) bool {
 		comment, _ := userdata.GetString(g.UserData, userdata.TypeComment)
 		return comment == w.comment()
 	})
+}
+
+func (f *firewall) countChains() (count int, err error) {
+	chains, err := f.conn.ListChainsOfTableFamily(nftables.TableFamilyIPv4)
+	if err != nil {
+		return 0, fmt.Errorf("list nft chains: %w", err)
+	}
+	for _, c := range chains {
+		if c.Table.Name == f.table.Name {
+			count++
+		}
+	}
+	return count, nil
+}
+
+func commentOf(r *nftables.Rule) string {
+	comment, _ := userdata.GetString(r.UserData, userdata.TypeComment)
+	if i := strings.LastIndex(comment, " #"); i >= 0 {
+		comment = comment[:i]
+	}
+	return comment
 }
 
 func (f *firewall) present() (bool, error) {
@@ -272,12 +332,26 @@ func elements(published map[netip.Addr][]Port) (all, bound []nftables.SetElement
 	return all, bound
 }
 
+// verdictBytes is a verdict as the kernel lists it.
+func verdictBytes(v *expr.Verdict) string {
+	b, err := netlink.MarshalAttributes([]netlink.Attribute{
+		{Type: unix.NFTA_VERDICT_CODE, Data: binaryutil.BigEndian.PutUint32(uint32(v.Kind))},
+		{Type: unix.NFTA_VERDICT_CHAIN, Data: append([]byte(v.Chain), 0)},
+	})
+	if err != nil {
+		panic(fmt.Sprintf("a verdict of bounded length: %v", err))
+	}
+	return string(b)
+}
+
 func portBytes(p uint16) []byte { return []byte{byte(p >> 8), byte(p), 0, 0} }
 
 func byKey(els []nftables.SetElement) map[string]string {
 	m := make(map[string]string, len(els))
 	for _, e := range els {
-		m[string(e.Key)] = string(e.Val)
+		if m[string(e.Key)] = string(e.Val); e.VerdictData != nil {
+			m[string(e.Key)] = verdictBytes(e.VerdictData)
+		}
 	}
 	return m
 }

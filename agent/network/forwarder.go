@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+	"golang.org/x/net/netutil"
 	"golang.org/x/sys/unix"
 )
 
@@ -19,12 +20,15 @@ const (
 	dnsPort      = "53"
 	askFor       = 2 * time.Second // one try at one upstream
 	queriesAtOne = 256             // queries at one time; more are refused
+	queriesOfOne = 32              // of them by one instance
+	streamsAtOne = 128             // TCP connections at one time
 )
 
-// forwarder answers instances' questions for names by asking the host's
-// resolvers, for hosts whose resolvers the instances cannot reach. It serves
-// instances of this node only, keeps no cache and changes no answer. One
-// goroutine, Run's, calls follow and stop.
+// forwarder answers instances' questions for names: those of workloads on this
+// node by itself, all others by asking the host's resolvers. It serves instances
+// of this node only, keeps no cache and changes no answer; for an instance that
+// may open connections to nowhere it asks nobody. One goroutine, Run's, calls
+// follow and stop.
 type forwarder struct {
 	network *Network
 	log     *slog.Logger
@@ -32,21 +36,21 @@ type forwarder struct {
 	servers []*dns.Server
 	serving sync.WaitGroup
 	slots   chan struct{}
+
+	mu   sync.Mutex // guards busy; nothing is called under it
+	busy map[netip.Addr]int
 }
 
-// follow starts or stops serving as the host's resolvers demand.
+// follow serves at the gateway's address of the moment.
 func (f *forwarder) follow(ctx context.Context) error {
 	n := f.network
 	n.mu.Lock()
-	wanted, at := n.resolve.forwards(), gateway(n.ledger.Subnet)
+	at := gateway(n.ledger.Subnet)
 	n.mu.Unlock()
-	if wanted && f.at == at {
+	if f.at == at {
 		return nil
 	}
 	f.stop()
-	if !wanted {
-		return nil
-	}
 	address := net.JoinHostPort(at.String(), dnsPort)
 	// The address may come and go with the link; the sockets need not.
 	free := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
@@ -66,7 +70,8 @@ func (f *forwarder) follow(ctx context.Context) error {
 	}); err != nil {
 		return fmt.Errorf("serve names to instances at %s: %w", address, err)
 	}
-	f.slots = make(chan struct{}, queriesAtOne)
+	tcp = netutil.LimitListener(tcp, streamsAtOne)
+	f.slots, f.busy = make(chan struct{}, queriesAtOne), map[netip.Addr]int{}
 	handler := dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) { f.answer(ctx, w, q) })
 	f.servers = []*dns.Server{{PacketConn: udp, Handler: handler}, {Listener: tcp, Handler: handler}}
 	for _, s := range f.servers {
@@ -98,18 +103,31 @@ func (f *forwarder) answer(ctx context.Context, w dns.ResponseWriter, q *dns.Msg
 	n.mu.Lock()
 	ours := err == nil && n.ledger.Subnet.Contains(client.Addr())
 	upstreams := n.resolve.upstreams
+	var policies map[netip.Addr]Policy
+	if ours {
+		policies = n.policies()
+	}
 	n.mu.Unlock()
-	if !ours {
+	switch {
+	case !ours:
+		f.refuse(w, q, dns.RcodeRefused)
+		return
+	case q.Opcode != dns.OpcodeQuery:
+		f.refuse(w, q, dns.RcodeNotImplemented)
+		return
+	case len(q.Question) != 1:
+		f.refuse(w, q, dns.RcodeFormatError)
+		return
+	case inZone(q.Question[0].Name):
+		a := answerLocal(q, client.Addr(), policies)
+		a.Truncate(roomFor(w, q))
+		_ = w.WriteMsg(a)
+		return
+	case policies[client.Addr()].silent() || !f.begin(client.Addr()):
 		f.refuse(w, q, dns.RcodeRefused)
 		return
 	}
-	select {
-	case f.slots <- struct{}{}:
-		defer func() { <-f.slots }()
-	default:
-		f.refuse(w, q, dns.RcodeRefused)
-		return
-	}
+	defer f.end(client.Addr())
 	for _, up := range upstreams {
 		a, err := f.ask(ctx, w.RemoteAddr().Network(), up, q)
 		if err != nil {
@@ -120,6 +138,44 @@ func (f *forwarder) answer(ctx context.Context, w dns.ResponseWriter, q *dns.Msg
 		return
 	}
 	f.refuse(w, q, dns.RcodeServerFailure)
+}
+
+// roomFor is how large an answer the asker takes.
+func roomFor(w dns.ResponseWriter, q *dns.Msg) int {
+	if w.RemoteAddr().Network() == "tcp" {
+		return dns.MaxMsgSize
+	}
+	if o := q.IsEdns0(); o != nil {
+		// No larger than what passes everywhere in one piece.
+		return min(max(int(o.UDPSize()), dns.MinMsgSize), 1232)
+	}
+	return dns.MinMsgSize
+}
+
+// begin takes a place for one query, unless this instance or all of them
+// together ask too much at once.
+func (f *forwarder) begin(client netip.Addr) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.busy[client] >= queriesOfOne {
+		return false
+	}
+	select {
+	case f.slots <- struct{}{}:
+		f.busy[client]++
+		return true
+	default:
+		return false
+	}
+}
+
+func (f *forwarder) end(client netip.Addr) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	<-f.slots
+	if f.busy[client]--; f.busy[client] == 0 {
+		delete(f.busy, client)
+	}
 }
 
 func (f *forwarder) refuse(w dns.ResponseWriter, q *dns.Msg, code int) {

@@ -18,6 +18,7 @@ type lease struct {
 	Ports    []Port     `json:"ports,omitempty"`
 	Hostname string     `json:"hostname,omitempty"`
 	None     bool       `json:"none,omitempty"`
+	Policy   Policy     `json:"policy,omitzero"`
 }
 
 // record is what the ledger keeps on disk.
@@ -84,6 +85,9 @@ func decodeRecord(data []byte) (record, error) {
 		if err := validID("instance id", id); err != nil {
 			return record{}, err
 		}
+		if err := l.Policy.check(); err != nil {
+			return record{}, fmt.Errorf("instance %s: %w", id, err)
+		}
 		if l.None {
 			continue
 		}
@@ -119,7 +123,7 @@ func (l *ledger) update(change func(*record)) error {
 
 // reserve gives the instance its lease: the address it has, or a free one.
 func (l *ledger) reserve(spec Spec) (lease, error) {
-	next := lease{Ports: spec.Ports, Hostname: spec.Hostname, None: spec.None}
+	next := lease{Ports: spec.Ports, Hostname: spec.Hostname, None: spec.None, Policy: spec.Policy}
 	last := l.Last
 	if !spec.None {
 		if old := l.Leases[spec.Instance]; old.Address.IsValid() {

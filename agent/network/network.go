@@ -30,11 +30,21 @@
 // a kill at any moment loses at most work that Sweep removes.
 //
 // Isolation: instances do not reach each other at layer 2, nor at layer 3
-// except through a published port. They send from their own address only. They
-// reach no service of the host except the forwarder for names (and ping), no
-// loopback address and nothing in 169.254.0.0/16, where clouds keep their
-// credentials. Nobody outside reaches an instance except through a published
-// port.
+// except through a published port or where the one that is reached lets the
+// other's workload in (Policy.AllowFrom); that too goes by the host. They send
+// from their own address only. They reach no service of the host except the
+// resolver (and ping), no loopback address, nothing in 169.254.0.0/16 and no other
+// address at which a cloud answers with credentials. Nobody outside reaches an
+// instance except through a published port.
+//
+// Egress: a limited instance opens connections only to what its rules name.
+// Rules see addresses as the instance sends to them, before translation, and
+// count. What is refused is logged.
+//
+// Names: the resolver at the gateway answers WORKLOAD.NAMESPACE.redoubt for
+// instances of this node that the asker may reach, and asks the host's resolvers
+// for all else. While no agent runs, instances ask those of the host's resolvers
+// that they can reach by themselves.
 //
 // Ownership: every name is made from the node's id, so several agents may share
 // one kernel and one namespace. Rules are in a table of the node's own; no
@@ -42,8 +52,8 @@
 // and put back by Teardown, by the last node that leaves.
 //
 // Concurrency: all methods may be called from any goroutine. One lock
-// (Network.mu) serialises everything that changes the host; there is no other
-// lock. No method starts a goroutine that outlives it; Run joins all of its own.
+// (Network.mu) serialises everything that changes the host; the resolver counts
+// queries under one of its own and takes no other meanwhile. No method starts a goroutine that outlives it; Run joins all of its own.
 //
 // The namespaces that the package works in are those of the thread that called
 // Open, so that one process may hold several networks.
@@ -119,6 +129,8 @@ type Spec struct {
 	Hostname string
 	// None asks for a namespace that has a loopback interface and nothing else.
 	None bool
+	// Policy says whom it may talk to.
+	Policy Policy
 }
 
 // Attachment is where an instance is attached.
@@ -152,6 +164,9 @@ type Network struct {
 	resolve resolution
 	// attached holds the instances whose namespace is complete.
 	attached map[string]Attachment
+	// refusals are how many packets of limited instances had been refused when
+	// that was last logged.
+	refusals map[string]uint64
 	// after is called when a step that changes the host is done. Tests set it
 	// to die there.
 	after func(step string)

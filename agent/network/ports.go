@@ -76,6 +76,9 @@ func (s Spec) normal() (Spec, error) {
 		ports = append(ports, p)
 	}
 	s.Ports = ports
+	if err := s.Policy.check(); err != nil {
+		return s, err
+	}
 	if s.Hostname == "" {
 		s.Hostname = s.Instance
 	}
@@ -102,7 +105,7 @@ func (n *Network) checkPorts(spec Spec) error {
 				continue
 			}
 			if slices.ContainsFunc(n.ledger.Leases[id].Ports, p.conflicts) {
-				return heldf("host port %s is held by instance %s", p, id)
+				return heldf("host port %s is held by instance %s%s", p, id, n.ledger.Leases[id].owner(id))
 			}
 		}
 	}
@@ -215,4 +218,15 @@ func describe(pid, name string) string {
 		return ""
 	}
 	return fmt.Sprintf(" (%s, pid %s)", name, pid)
+}
+
+// owner names what people know the instance by, where that is another name.
+func (l lease) owner(id string) string {
+	switch {
+	case l.Policy.Workload != "" && l.Hostname != id:
+		return fmt.Sprintf(" (%s of workload %s)", l.Hostname, l.Policy.Workload)
+	case l.Hostname != "" && l.Hostname != id:
+		return fmt.Sprintf(" (%s)", l.Hostname)
+	}
+	return ""
 }

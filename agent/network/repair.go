@@ -95,7 +95,7 @@ func (n *Network) repair(ctx context.Context) (changed []string, err error) {
 	if err := n.guard.ensure(senders); err != nil {
 		return changed, err
 	}
-	replaced, err := n.nft.ensure(n.ledger.Subnet, n.published())
+	replaced, err := n.nft.ensure(n.ledger.Subnet, n.published(), n.policies())
 	if err != nil {
 		return changed, err
 	}

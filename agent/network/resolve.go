@@ -15,15 +15,16 @@ import (
 
 // resolution is how instances resolve names.
 type resolution struct {
-	// servers are what an instance asks. If there are none, it asks the
-	// forwarder at the gateway, which asks upstreams.
+	// upstreams are what the host asks, and the node's resolver for instances.
+	// servers are those of them that instances can reach by themselves: they
+	// ask these while nobody answers at the gateway.
 	servers   []netip.Addr
 	upstreams []netip.Addr
 	// extra are the search and options lines of the host.
 	extra []string
 }
 
-func (r resolution) forwards() bool { return len(r.servers) == 0 }
+func (r resolution) direct() bool { return len(r.servers) > 0 }
 
 func (r resolution) equal(o resolution) bool {
 	return slices.Equal(r.servers, o.servers) && slices.Equal(r.upstreams, o.upstreams) && slices.Equal(r.extra, o.extra)
@@ -32,11 +33,9 @@ func (r resolution) equal(o resolution) bool {
 // resolveConf is the file that an instance gets.
 func (r resolution) resolvConf(gw netip.Addr) []byte {
 	var b bytes.Buffer
-	servers := r.servers
-	if r.forwards() {
-		servers = []netip.Addr{gw}
-	}
-	for _, s := range servers {
+	const atMost = 3 // what the C library reads
+	servers := append([]netip.Addr{gw}, r.servers...)
+	for _, s := range servers[:min(len(servers), atMost)] {
 		fmt.Fprintf(&b, "nameserver %s\n", s)
 	}
 	for _, line := range r.extra {
@@ -64,7 +63,7 @@ func chooseResolution(files []string, reachable func(netip.Addr) bool) (resoluti
 				r.servers = append(r.servers, s)
 			}
 		}
-		if !r.forwards() {
+		if r.direct() {
 			return r, nil
 		}
 		if first == nil {
@@ -99,8 +98,9 @@ func parseResolvConf(data []byte) (r resolution) {
 		case "search", "domain": // the last one counts
 			search = "search " + rest
 		case "options":
-			// trust-ad is a promise about the path to the host's own resolver.
-			kept := slices.DeleteFunc(fields[1:], func(o string) bool { return o == "trust-ad" })
+			// trust-ad is a promise about the path to the host's own resolver;
+			// rotate would ask others for names that only this node knows.
+			kept := slices.DeleteFunc(fields[1:], func(o string) bool { return o == "trust-ad" || o == "rotate" })
 			if len(kept) > 0 {
 				options = "options " + strings.Join(kept, " ")
 			}
@@ -127,7 +127,8 @@ func (n *Network) reachable() (func(netip.Addr) bool, error) {
 func (n *Network) reachableFrom(own []netip.Addr) func(netip.Addr) bool {
 	return func(a netip.Addr) bool {
 		return a.Is4() && !a.IsLoopback() && !a.IsUnspecified() && !a.IsLinkLocalUnicast() &&
-			!n.ledger.Subnet.Contains(a) && !slices.Contains(own, a)
+			!n.ledger.Subnet.Contains(a) && !slices.Contains(own, a) &&
+			!slices.ContainsFunc(metadata, func(p netip.Prefix) bool { return p.Contains(a) })
 	}
 }
 
@@ -145,7 +146,7 @@ func (n *Network) refreshResolvers() error {
 		return nil
 	}
 	n.resolve = now
-	n.log.Info("instances resolve names", "servers", now.servers, "forwarder", now.forwards())
+	n.log.Info("instances resolve names", "upstreams", now.upstreams, "direct", now.servers)
 	var errs []error
 	for _, a := range n.attached {
 		// In place: instances have this very file, not its name, mounted.

@@ -20,7 +20,7 @@ func TestResolversThatInstancesCanReach(t *testing.T) {
 		servers, asks   string
 		extra, instance string
 	}{
-		"plain":           {[]string{"nameserver 192.0.2.53\nnameserver 192.0.2.54 # backup\n"}, "192.0.2.53 192.0.2.54", "", "", "nameserver 192.0.2.53\nnameserver 192.0.2.54\n"},
+		"plain":           {[]string{"nameserver 192.0.2.53\nnameserver 192.0.2.54 # backup\n"}, "192.0.2.53 192.0.2.54", "", "", "nameserver 10.88.0.1\nnameserver 192.0.2.53\nnameserver 192.0.2.54\n"},
 		"stub and real":   {[]string{stub, "nameserver 192.0.2.53\nsearch corp.test\n"}, "192.0.2.53", "", "search corp.test", ""},
 		"stub only":       {[]string{stub}, "", "127.0.0.53", "search corp.test,options edns0", "nameserver 10.88.0.1\nsearch corp.test\noptions edns0\n"},
 		"stub twice":      {[]string{stub, "nameserver 127.0.0.1\n"}, "", "127.0.0.53", "search corp.test,options edns0", ""},
@@ -48,7 +48,7 @@ func TestResolversThatInstancesCanReach(t *testing.T) {
 			if got := words(r.servers); got != c.servers {
 				t.Errorf("instances ask %q; want %q", got, c.servers)
 			}
-			if got := words(r.upstreams); r.forwards() && got != c.asks {
+			if got := words(r.upstreams); !r.direct() && got != c.asks {
 				t.Errorf("the forwarder asks %q; want %q", got, c.asks)
 			}
 			if got := strings.Join(r.extra, ","); got != c.extra {
@@ -115,7 +115,7 @@ func TestForwarderAnswersInstancesAndNobodyElse(t *testing.T) {
 	// The host moves to a network with a resolver that instances can reach.
 	w.ok(os.WriteFile(resolver, []byte("nameserver 192.0.2.1\n"), 0o600))
 	w.ok(n.converge(context.Background()))
-	if conf := string(must(os.ReadFile(a.ResolvConf))); conf != "nameserver 192.0.2.1\n" {
+	if conf := string(must(os.ReadFile(a.ResolvConf))); conf != "nameserver "+a.Gateway.String()+"\nnameserver 192.0.2.1\n" {
 		t.Errorf("resolv.conf after a change of resolvers: %q", conf)
 	}
 }

@@ -63,6 +63,7 @@ func (n *Network) Run(ctx context.Context) error {
 				n.log.Error("the network is not as it must be", "err", failed)
 			}
 			last = fmt.Sprint(failed)
+			n.reportRefusals()
 			select {
 			case <-ctx.Done():
 				return nil

@@ -75,13 +75,18 @@ var instanceSettings = []setting{
 
 // linkSettings belong to the host's link and go with it. route_localnet lets
 // the host reach published ports at 127.0.0.1; what comes in from instances for
-// such an address is dropped by the rules.
+// such an address is dropped by the rules. proxy_arp_pvlan makes the host answer
+// for an instance's neighbours, which it cannot see itself: what it may send them
+// goes by the host and its rules.
 func linkSettings(link string) []setting {
 	return []setting{
 		{"net/ipv6/conf/" + link + "/disable_ipv6", "1"},
 		{"net/ipv4/conf/" + link + "/route_localnet", "1"},
 		{"net/ipv4/conf/" + link + "/forwarding", "1"},
 		{"net/ipv4/conf/" + link + "/accept_redirects", "0"},
+		{"net/ipv4/conf/" + link + "/accept_source_route", "0"},
+		{"net/ipv4/conf/" + link + "/proxy_arp_pvlan", "1"},
+		{"net/ipv4/neigh/" + link + "/proxy_delay", "0"},
 	}
 }
 

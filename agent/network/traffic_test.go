@@ -206,7 +206,7 @@ func TestInstanceGetsFilesAndTheUplinksMTU(t *testing.T) {
 	if got, want := string(must(os.ReadFile(a.Hosts))), "127.0.0.1\tlocalhost\n"+a.Address.String()+"\tweb web-1\n"; got != want {
 		t.Errorf("hosts: got %q; want %q", got, want)
 	}
-	if got, want := string(must(os.ReadFile(a.ResolvConf))), "nameserver 192.0.2.53\nsearch example.test\noptions ndots:2\n"; got != want {
+	if got, want := string(must(os.ReadFile(a.ResolvConf))), "nameserver "+a.Gateway.String()+"\nnameserver 192.0.2.53\nsearch example.test\noptions ndots:2\n"; got != want {
 		t.Errorf("resolv.conf: got %q; want %q", got, want)
 	}
 	h := must(handleAt(ns, unix.NETLINK_ROUTE))

@@ -93,7 +93,8 @@ func (w *world) bare() *namespace {
 	w.ok(onOwnThread(func() (err error) {
 		if err = unix.Unshare(unix.CLONE_NEWNET); err == nil {
 			// Link-local addresses come late and would differ.
-			err = errors.Join(setPresent([]setting{{"net/ipv6/conf/default/disable_ipv6", "1"}}), loopbackUp())
+			// Forwarding would be as it happens to be on this machine.
+			err = errors.Join(setPresent([]setting{{"net/ipv6/conf/default/disable_ipv6", "1"}, {forwarding, "0"}}), loopbackUp())
 		}
 		if err == nil {
 			ns, err = openNamespace(threadNamespace)

@@ -1,6 +1,7 @@
 package reconcile
 
 import (
+	"net/netip"
 	"time"
 
 	"redoubt.dev/redoubt/agent/driver"
@@ -24,6 +25,23 @@ type Port struct {
 	HostIP          string
 	Protocol        string // tcp or udp
 }
+
+// NetworkRules say whom an instance may talk to beyond published ports.
+type NetworkRules struct {
+	AllowFrom []string // NAMESPACE/NAME of workloads on this node
+	Limited   bool     // connections only to what Egress names
+	Egress    []EgressRule
+}
+
+// EgressRule is somewhere that an instance may open connections to.
+type EgressRule struct {
+	CIDR     netip.Prefix
+	Ports    []PortRange // empty: all
+	Protocol string      // tcp or udp; empty: every one
+}
+
+// PortRange is First to Last, both included.
+type PortRange struct{ First, Last uint16 }
 
 // Assignment is one instance that this node is to run, in plain values.
 type Assignment struct {
@@ -54,7 +72,9 @@ type Assignment struct {
 	Container driver.Spec
 	Ports     []Port
 	NoNetwork bool
-	Probes    health.Probes
+	// NetworkRules are empty with NoNetwork.
+	NetworkRules NetworkRules
+	Probes       health.Probes
 }
 
 // ContainerID is the container's id of the instance uid; the same for ever.

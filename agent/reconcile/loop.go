@@ -26,8 +26,10 @@ type Ledger interface {
 // NetworkSpec is what an instance needs of the node's network.
 type NetworkSpec struct {
 	Hostname string
+	Workload string // NAMESPACE/NAME
 	Ports    []Port
 	None     bool
+	Rules    NetworkRules
 }
 
 // Attachment is a namespace that is ready for one start.

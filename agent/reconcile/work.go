@@ -158,7 +158,9 @@ func (l *Loop) bringUp(ctx context.Context, f store.Facts, as *Assignment) (stor
 		return f, ctx.Err()
 	}
 	attachCtx, cancel := context.WithTimeout(ctx, l.limits.Attach)
-	at, err := l.d.Network.Attach(attachCtx, as.UID, NetworkSpec{Hostname: as.Instance, Ports: as.Ports, None: as.NoNetwork})
+	at, err := l.d.Network.Attach(attachCtx, as.UID, NetworkSpec{
+		Hostname: as.Instance, Workload: as.Namespace + "/" + as.Workload, Ports: as.Ports, None: as.NoNetwork, Rules: as.NetworkRules,
+	})
 	cancel()
 	if err != nil {
 		return f, fmt.Errorf("attach %s to the network: %w", as.Instance, err)

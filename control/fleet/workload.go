@@ -96,6 +96,7 @@ type Workload struct {
 	GracePeriod time.Duration // between the stop signal and the kill; whole seconds
 	Job         *JobSpec      // set if and only if Kind is KindJob
 	Network     Network
+	Rules       NetworkRules // zero unless Network is NetworkBridge
 }
 
 // IsolationSpec is the boundary asked for.
@@ -262,6 +263,7 @@ func (w Workload) Clone() Workload {
 	w.Placement.PerSite = clonePtr(w.Placement.PerSite)
 	w.Placement.Replicas = clonePtr(w.Placement.Replicas)
 	w.Job = clonePtr(w.Job)
+	w.Rules = w.Rules.clone()
 	w.Volumes = slices.Clone(w.Volumes)
 	w.Containers = slices.Clone(w.Containers)
 	for i := range w.Containers {

@@ -41,6 +41,7 @@ func (w Workload) Proto() *redoubtv1.Workload {
 		RestartPolicy:                 string(w.Restart),
 		TerminationGracePeriodSeconds: new(int64),
 		Network:                       string(w.Network),
+		NetworkRules:                  w.Rules.proto(),
 	}
 	*p.TerminationGracePeriodSeconds = int64(w.GracePeriod / time.Second)
 	if w.Isolation.Pend {

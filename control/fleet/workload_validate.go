@@ -84,6 +84,7 @@ func (r *reader) workload(p *redoubtv1.Workload) Workload {
 	if reservedNamespace(w.Namespace) {
 		r.fail("namespace", "%q is reserved; choose another", w.Namespace)
 	}
+	w.Rules = r.networkRules(p.GetNetworkRules(), w)
 	w.Labels = r.labels(p.GetLabels())
 	w.Isolation = r.isolation(p.GetIsolation())
 	w.Placement = r.placement(p.GetPlacement(), w.Kind)

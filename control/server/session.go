@@ -430,6 +430,11 @@ func assignmentsToProto(instances []*fleet.Instance) []*redoubtv1.Assignment {
 	var out []*redoubtv1.Assignment
 	for _, i := range instances {
 		a := state.AssignmentToProto(&i.Assignment)
+		if a.GetSpec().GetNetworkRules() != nil {
+			// An agent that does not know rules does not know this word either,
+			// and refuses the instance rather than run it without its limits.
+			a.Spec.Network = "rules"
+		}
 		a.Stop = i.MustStop()
 		out = append(out, a)
 	}

@@ -15,10 +15,13 @@ import (
 const (
 	// FeatureLevel is the newest command that this build can apply. A server
 	// declares it in the state; nothing newer is proposed before every voter has.
-	// 2: events.
-	FeatureLevel = 2
+	// 2: events. 3: workloads with network rules.
+	FeatureLevel = 3
 	// EventsLevel is needed to keep events.
 	EventsLevel = 2
+	// NetworkRulesLevel is needed to keep a workload's network rules: an older
+	// server would drop them, and its nodes would let instances out.
+	NetworkRulesLevel = 3
 	// BaseLevel is what every server that was ever released can apply.
 	BaseLevel = 1
 
@@ -51,6 +54,9 @@ func RequiredLevel(cmd *redoubtv1.Command) uint32 {
 	for _, op := range cmd.GetOperations() {
 		if op.GetRecordEvents() != nil {
 			level = max(level, EventsLevel)
+		}
+		if op.GetPutWorkload().GetWorkload().GetNetworkRules() != nil {
+			level = max(level, NetworkRulesLevel)
 		}
 	}
 	return level

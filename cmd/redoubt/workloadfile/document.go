@@ -170,8 +170,17 @@ func (d *document) message(path string, n *yaml.Node, m protoreflect.Message) {
 			d.unknown(path, k, m)
 			return
 		}
+		if path == "" && f.JSONName() == "network" && v.Kind == yaml.MappingNode {
+			f = fields.ByJSONName("networkRules")
+		}
 		at := join(path, k.Value)
 		d.at[at] = k
+		if f.JSONName() == "networkRules" { // the rules know it by the word of the file
+			at = "network"
+			if _, both := d.at[at]; !both || k.Value == "network" {
+				d.at[at] = k
+			}
+		}
 		d.field(at, v, f, m)
 	})
 }
@@ -227,6 +236,15 @@ func (d *document) field(path string, n *yaml.Node, f protoreflect.FieldDescript
 		return
 	}
 	switch {
+	case f.FullName() == "redoubt.v1.NetworkRules.egress" && n.Kind == yaml.ScalarNode:
+		if n.Value != "none" {
+			d.fail(n, path, "%s must be a list of networks, or none, this is %s", path, describe(n))
+			return
+		}
+		m.Set(m.Descriptor().Fields().ByName("no_egress"), protoreflect.ValueOfBool(true))
+	case f.FullName() == "redoubt.v1.NetworkRules.egress" && n.Kind == yaml.SequenceNode && len(n.Content) == 0:
+		// Elsewhere an empty list allows nothing, here it would allow all.
+		d.fail(n, path, "%s is an empty list; write none to let instances out to nowhere, or remove the line", path)
 	case f.IsMap():
 		if n.Kind != yaml.MappingNode {
 			d.fail(n, path, "%s must be a mapping of names to values, this is %s", path, describe(n))
@@ -249,6 +267,10 @@ func (d *document) field(path string, n *yaml.Node, f protoreflect.FieldDescript
 		list := m.Mutable(f).List()
 		for i, c := range n.Content {
 			at := fmt.Sprintf("%s[%d]", path, i)
+			if f.FullName() == "redoubt.v1.Container.ports" {
+				d.portEntry(path, c, list)
+				continue
+			}
 			d.at[at] = c
 			if f.Message() != nil {
 				e := list.AppendMutable()
@@ -257,7 +279,7 @@ func (d *document) field(path string, n *yaml.Node, f protoreflect.FieldDescript
 				} else {
 					d.message(at, c, e.Message())
 				}
-			} else if s, ok := d.text(at, c, false); ok {
+			} else if s, ok := d.text(at, c, f.FullName() == "redoubt.v1.EgressRule.ports"); ok {
 				list.Append(protoreflect.ValueOfString(s))
 			} else {
 				list.Append(protoreflect.ValueOfString("")) // keeps the numbering

@@ -42,8 +42,10 @@ type Workload struct {
 	RestartPolicy                 string `protobuf:"bytes,10,opt,name=restart_policy,json=restartPolicy,proto3" json:"restart_policy,omitempty"`
 	TerminationGracePeriodSeconds *int64 `protobuf:"varint,11,opt,name=termination_grace_period_seconds,json=terminationGracePeriodSeconds,proto3,oneof" json:"termination_grace_period_seconds,omitempty"`
 	Job                           *Job   `protobuf:"bytes,12,opt,name=job,proto3" json:"job,omitempty"`
-	// network is bridge (the default) or none.
-	Network       string `protobuf:"bytes,13,opt,name=network,proto3" json:"network,omitempty"`
+	// network is bridge (the default) or none. In a file it can also be a mapping
+	// with the fields of network_rules, which is then what it fills.
+	Network       string        `protobuf:"bytes,13,opt,name=network,proto3" json:"network,omitempty"`
+	NetworkRules  *NetworkRules `protobuf:"bytes,14,opt,name=network_rules,json=networkRules,proto3" json:"network_rules,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -169,6 +171,142 @@ func (x *Workload) GetNetwork() string {
 	return ""
 }
 
+func (x *Workload) GetNetworkRules() *NetworkRules {
+	if x != nil {
+		return x.NetworkRules
+	}
+	return nil
+}
+
+// NetworkRules say whom an instance may talk to beyond its published ports.
+type NetworkRules struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// allow_from are the workloads whose instances on the same node may open
+	// connections to this one: NAME in the same namespace, or NAMESPACE/NAME.
+	AllowFrom []string `protobuf:"bytes,1,rep,name=allow_from,json=allowFrom,proto3" json:"allow_from,omitempty"`
+	// egress is where instances may open connections to; if there is none,
+	// wherever the node can. In a file "none" sets no_egress.
+	Egress []*EgressRule `protobuf:"bytes,2,rep,name=egress,proto3" json:"egress,omitempty"`
+	// no_egress lets instances open connections to nowhere. Excludes egress.
+	NoEgress      bool `protobuf:"varint,3,opt,name=no_egress,json=noEgress,proto3" json:"no_egress,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetworkRules) Reset() {
+	*x = NetworkRules{}
+	mi := &file_redoubt_v1_workload_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetworkRules) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetworkRules) ProtoMessage() {}
+
+func (x *NetworkRules) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_workload_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetworkRules.ProtoReflect.Descriptor instead.
+func (*NetworkRules) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *NetworkRules) GetAllowFrom() []string {
+	if x != nil {
+		return x.AllowFrom
+	}
+	return nil
+}
+
+func (x *NetworkRules) GetEgress() []*EgressRule {
+	if x != nil {
+		return x.Egress
+	}
+	return nil
+}
+
+func (x *NetworkRules) GetNoEgress() bool {
+	if x != nil {
+		return x.NoEgress
+	}
+	return false
+}
+
+type EgressRule struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// cidr is an IPv4 network, or one address.
+	Cidr string `protobuf:"bytes,1,opt,name=cidr,proto3" json:"cidr,omitempty"`
+	// ports are numbers or ranges ("443", "8000-8010"); empty: all.
+	Ports []string `protobuf:"bytes,2,rep,name=ports,proto3" json:"ports,omitempty"`
+	// protocol is TCP or UDP. Default: TCP with ports, else every protocol.
+	Protocol      string `protobuf:"bytes,3,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EgressRule) Reset() {
+	*x = EgressRule{}
+	mi := &file_redoubt_v1_workload_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EgressRule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EgressRule) ProtoMessage() {}
+
+func (x *EgressRule) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_workload_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EgressRule.ProtoReflect.Descriptor instead.
+func (*EgressRule) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *EgressRule) GetCidr() string {
+	if x != nil {
+		return x.Cidr
+	}
+	return ""
+}
+
+func (x *EgressRule) GetPorts() []string {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+func (x *EgressRule) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
 type Isolation struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// floor is the least class allowed, never crossed: container, sandbox, vm or
@@ -184,7 +322,7 @@ type Isolation struct {
 
 func (x *Isolation) Reset() {
 	*x = Isolation{}
-	mi := &file_redoubt_v1_workload_proto_msgTypes[1]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -196,7 +334,7 @@ func (x *Isolation) String() string {
 func (*Isolation) ProtoMessage() {}
 
 func (x *Isolation) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_workload_proto_msgTypes[1]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -209,7 +347,7 @@ func (x *Isolation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Isolation.ProtoReflect.Descriptor instead.
 func (*Isolation) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{1}
+	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Isolation) GetFloor() string {
@@ -247,7 +385,7 @@ type Placement struct {
 
 func (x *Placement) Reset() {
 	*x = Placement{}
-	mi := &file_redoubt_v1_workload_proto_msgTypes[2]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -259,7 +397,7 @@ func (x *Placement) String() string {
 func (*Placement) ProtoMessage() {}
 
 func (x *Placement) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_workload_proto_msgTypes[2]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -272,7 +410,7 @@ func (x *Placement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Placement.ProtoReflect.Descriptor instead.
 func (*Placement) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{2}
+	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Placement) GetSites() []string {
@@ -311,7 +449,7 @@ type Disconnect struct {
 
 func (x *Disconnect) Reset() {
 	*x = Disconnect{}
-	mi := &file_redoubt_v1_workload_proto_msgTypes[3]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -323,7 +461,7 @@ func (x *Disconnect) String() string {
 func (*Disconnect) ProtoMessage() {}
 
 func (x *Disconnect) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_workload_proto_msgTypes[3]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -336,7 +474,7 @@ func (x *Disconnect) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Disconnect.ProtoReflect.Descriptor instead.
 func (*Disconnect) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{3}
+	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Disconnect) GetLostAfter() string {
@@ -373,7 +511,7 @@ type Job struct {
 
 func (x *Job) Reset() {
 	*x = Job{}
-	mi := &file_redoubt_v1_workload_proto_msgTypes[4]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -385,7 +523,7 @@ func (x *Job) String() string {
 func (*Job) ProtoMessage() {}
 
 func (x *Job) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_workload_proto_msgTypes[4]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -398,7 +536,7 @@ func (x *Job) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Job.ProtoReflect.Descriptor instead.
 func (*Job) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{4}
+	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Job) GetCompletions() uint32 {
@@ -448,7 +586,7 @@ type Container struct {
 
 func (x *Container) Reset() {
 	*x = Container{}
-	mi := &file_redoubt_v1_workload_proto_msgTypes[5]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -460,7 +598,7 @@ func (x *Container) String() string {
 func (*Container) ProtoMessage() {}
 
 func (x *Container) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_workload_proto_msgTypes[5]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -473,7 +611,7 @@ func (x *Container) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Container.ProtoReflect.Descriptor instead.
 func (*Container) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{5}
+	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Container) GetName() string {
@@ -593,7 +731,7 @@ type Probe struct {
 
 func (x *Probe) Reset() {
 	*x = Probe{}
-	mi := &file_redoubt_v1_workload_proto_msgTypes[6]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -605,7 +743,7 @@ func (x *Probe) String() string {
 func (*Probe) ProtoMessage() {}
 
 func (x *Probe) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_workload_proto_msgTypes[6]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -618,7 +756,7 @@ func (x *Probe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Probe.ProtoReflect.Descriptor instead.
 func (*Probe) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{6}
+	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Probe) GetExec() *ExecAction {
@@ -693,7 +831,7 @@ type ExecAction struct {
 
 func (x *ExecAction) Reset() {
 	*x = ExecAction{}
-	mi := &file_redoubt_v1_workload_proto_msgTypes[7]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -705,7 +843,7 @@ func (x *ExecAction) String() string {
 func (*ExecAction) ProtoMessage() {}
 
 func (x *ExecAction) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_workload_proto_msgTypes[7]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -718,7 +856,7 @@ func (x *ExecAction) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecAction.ProtoReflect.Descriptor instead.
 func (*ExecAction) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{7}
+	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ExecAction) GetCommand() []string {
@@ -742,7 +880,7 @@ type HTTPGetAction struct {
 
 func (x *HTTPGetAction) Reset() {
 	*x = HTTPGetAction{}
-	mi := &file_redoubt_v1_workload_proto_msgTypes[8]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -754,7 +892,7 @@ func (x *HTTPGetAction) String() string {
 func (*HTTPGetAction) ProtoMessage() {}
 
 func (x *HTTPGetAction) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_workload_proto_msgTypes[8]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -767,7 +905,7 @@ func (x *HTTPGetAction) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HTTPGetAction.ProtoReflect.Descriptor instead.
 func (*HTTPGetAction) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{8}
+	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *HTTPGetAction) GetPath() string {
@@ -808,7 +946,7 @@ type HTTPHeader struct {
 
 func (x *HTTPHeader) Reset() {
 	*x = HTTPHeader{}
-	mi := &file_redoubt_v1_workload_proto_msgTypes[9]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -820,7 +958,7 @@ func (x *HTTPHeader) String() string {
 func (*HTTPHeader) ProtoMessage() {}
 
 func (x *HTTPHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_workload_proto_msgTypes[9]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -833,7 +971,7 @@ func (x *HTTPHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HTTPHeader.ProtoReflect.Descriptor instead.
 func (*HTTPHeader) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{9}
+	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *HTTPHeader) GetName() string {
@@ -859,7 +997,7 @@ type TCPSocketAction struct {
 
 func (x *TCPSocketAction) Reset() {
 	*x = TCPSocketAction{}
-	mi := &file_redoubt_v1_workload_proto_msgTypes[10]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -871,7 +1009,7 @@ func (x *TCPSocketAction) String() string {
 func (*TCPSocketAction) ProtoMessage() {}
 
 func (x *TCPSocketAction) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_workload_proto_msgTypes[10]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -884,7 +1022,7 @@ func (x *TCPSocketAction) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TCPSocketAction.ProtoReflect.Descriptor instead.
 func (*TCPSocketAction) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{10}
+	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *TCPSocketAction) GetPort() string {
@@ -905,7 +1043,7 @@ type GRPCAction struct {
 
 func (x *GRPCAction) Reset() {
 	*x = GRPCAction{}
-	mi := &file_redoubt_v1_workload_proto_msgTypes[11]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -917,7 +1055,7 @@ func (x *GRPCAction) String() string {
 func (*GRPCAction) ProtoMessage() {}
 
 func (x *GRPCAction) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_workload_proto_msgTypes[11]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -930,7 +1068,7 @@ func (x *GRPCAction) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GRPCAction.ProtoReflect.Descriptor instead.
 func (*GRPCAction) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{11}
+	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *GRPCAction) GetPort() string {
@@ -957,7 +1095,7 @@ type EnvVar struct {
 
 func (x *EnvVar) Reset() {
 	*x = EnvVar{}
-	mi := &file_redoubt_v1_workload_proto_msgTypes[12]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -969,7 +1107,7 @@ func (x *EnvVar) String() string {
 func (*EnvVar) ProtoMessage() {}
 
 func (x *EnvVar) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_workload_proto_msgTypes[12]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -982,7 +1120,7 @@ func (x *EnvVar) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnvVar.ProtoReflect.Descriptor instead.
 func (*EnvVar) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{12}
+	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *EnvVar) GetName() string {
@@ -1013,7 +1151,7 @@ type ContainerPort struct {
 
 func (x *ContainerPort) Reset() {
 	*x = ContainerPort{}
-	mi := &file_redoubt_v1_workload_proto_msgTypes[13]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1025,7 +1163,7 @@ func (x *ContainerPort) String() string {
 func (*ContainerPort) ProtoMessage() {}
 
 func (x *ContainerPort) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_workload_proto_msgTypes[13]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1038,7 +1176,7 @@ func (x *ContainerPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerPort.ProtoReflect.Descriptor instead.
 func (*ContainerPort) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{13}
+	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ContainerPort) GetName() string {
@@ -1087,7 +1225,7 @@ type Resources struct {
 
 func (x *Resources) Reset() {
 	*x = Resources{}
-	mi := &file_redoubt_v1_workload_proto_msgTypes[14]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1099,7 +1237,7 @@ func (x *Resources) String() string {
 func (*Resources) ProtoMessage() {}
 
 func (x *Resources) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_workload_proto_msgTypes[14]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1112,7 +1250,7 @@ func (x *Resources) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resources.ProtoReflect.Descriptor instead.
 func (*Resources) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{14}
+	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Resources) GetLimits() map[string]string {
@@ -1141,7 +1279,7 @@ type SecurityContext struct {
 
 func (x *SecurityContext) Reset() {
 	*x = SecurityContext{}
-	mi := &file_redoubt_v1_workload_proto_msgTypes[15]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1153,7 +1291,7 @@ func (x *SecurityContext) String() string {
 func (*SecurityContext) ProtoMessage() {}
 
 func (x *SecurityContext) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_workload_proto_msgTypes[15]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1166,7 +1304,7 @@ func (x *SecurityContext) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecurityContext.ProtoReflect.Descriptor instead.
 func (*SecurityContext) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{15}
+	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *SecurityContext) GetRunAsUser() int64 {
@@ -1207,7 +1345,7 @@ type Capabilities struct {
 
 func (x *Capabilities) Reset() {
 	*x = Capabilities{}
-	mi := &file_redoubt_v1_workload_proto_msgTypes[16]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1219,7 +1357,7 @@ func (x *Capabilities) String() string {
 func (*Capabilities) ProtoMessage() {}
 
 func (x *Capabilities) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_workload_proto_msgTypes[16]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1232,7 +1370,7 @@ func (x *Capabilities) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Capabilities.ProtoReflect.Descriptor instead.
 func (*Capabilities) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{16}
+	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Capabilities) GetAdd() []string {
@@ -1260,7 +1398,7 @@ type Volume struct {
 
 func (x *Volume) Reset() {
 	*x = Volume{}
-	mi := &file_redoubt_v1_workload_proto_msgTypes[17]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1272,7 +1410,7 @@ func (x *Volume) String() string {
 func (*Volume) ProtoMessage() {}
 
 func (x *Volume) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_workload_proto_msgTypes[17]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1285,7 +1423,7 @@ func (x *Volume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Volume.ProtoReflect.Descriptor instead.
 func (*Volume) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{17}
+	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Volume) GetName() string {
@@ -1320,7 +1458,7 @@ type EmptyDir struct {
 
 func (x *EmptyDir) Reset() {
 	*x = EmptyDir{}
-	mi := &file_redoubt_v1_workload_proto_msgTypes[18]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1332,7 +1470,7 @@ func (x *EmptyDir) String() string {
 func (*EmptyDir) ProtoMessage() {}
 
 func (x *EmptyDir) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_workload_proto_msgTypes[18]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1345,7 +1483,7 @@ func (x *EmptyDir) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EmptyDir.ProtoReflect.Descriptor instead.
 func (*EmptyDir) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{18}
+	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *EmptyDir) GetMedium() string {
@@ -1371,7 +1509,7 @@ type HostPath struct {
 
 func (x *HostPath) Reset() {
 	*x = HostPath{}
-	mi := &file_redoubt_v1_workload_proto_msgTypes[19]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1383,7 +1521,7 @@ func (x *HostPath) String() string {
 func (*HostPath) ProtoMessage() {}
 
 func (x *HostPath) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_workload_proto_msgTypes[19]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1396,7 +1534,7 @@ func (x *HostPath) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HostPath.ProtoReflect.Descriptor instead.
 func (*HostPath) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{19}
+	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *HostPath) GetPath() string {
@@ -1417,7 +1555,7 @@ type VolumeMount struct {
 
 func (x *VolumeMount) Reset() {
 	*x = VolumeMount{}
-	mi := &file_redoubt_v1_workload_proto_msgTypes[20]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1429,7 +1567,7 @@ func (x *VolumeMount) String() string {
 func (*VolumeMount) ProtoMessage() {}
 
 func (x *VolumeMount) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_workload_proto_msgTypes[20]
+	mi := &file_redoubt_v1_workload_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1442,7 +1580,7 @@ func (x *VolumeMount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeMount.ProtoReflect.Descriptor instead.
 func (*VolumeMount) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{20}
+	return file_redoubt_v1_workload_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *VolumeMount) GetName() string {
@@ -1471,7 +1609,7 @@ var File_redoubt_v1_workload_proto protoreflect.FileDescriptor
 const file_redoubt_v1_workload_proto_rawDesc = "" +
 	"\n" +
 	"\x19redoubt/v1/workload.proto\x12\n" +
-	"redoubt.v1\"\xa3\x05\n" +
+	"redoubt.v1\"\xe2\x05\n" +
 	"\bWorkload\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
@@ -1490,11 +1628,22 @@ const file_redoubt_v1_workload_proto_rawDesc = "" +
 	" \x01(\tR\rrestartPolicy\x12L\n" +
 	" termination_grace_period_seconds\x18\v \x01(\x03H\x00R\x1dterminationGracePeriodSeconds\x88\x01\x01\x12!\n" +
 	"\x03job\x18\f \x01(\v2\x0f.redoubt.v1.JobR\x03job\x12\x18\n" +
-	"\anetwork\x18\r \x01(\tR\anetwork\x1a9\n" +
+	"\anetwork\x18\r \x01(\tR\anetwork\x12=\n" +
+	"\rnetwork_rules\x18\x0e \x01(\v2\x18.redoubt.v1.NetworkRulesR\fnetworkRules\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B#\n" +
-	"!_termination_grace_period_seconds\"`\n" +
+	"!_termination_grace_period_seconds\"z\n" +
+	"\fNetworkRules\x12\x1d\n" +
+	"\n" +
+	"allow_from\x18\x01 \x03(\tR\tallowFrom\x12.\n" +
+	"\x06egress\x18\x02 \x03(\v2\x16.redoubt.v1.EgressRuleR\x06egress\x12\x1b\n" +
+	"\tno_egress\x18\x03 \x01(\bR\bnoEgress\"R\n" +
+	"\n" +
+	"EgressRule\x12\x12\n" +
+	"\x04cidr\x18\x01 \x01(\tR\x04cidr\x12\x14\n" +
+	"\x05ports\x18\x02 \x03(\tR\x05ports\x12\x1a\n" +
+	"\bprotocol\x18\x03 \x01(\tR\bprotocol\"`\n" +
 	"\tIsolation\x12\x14\n" +
 	"\x05floor\x18\x01 \x01(\tR\x05floor\x12\x16\n" +
 	"\x06prefer\x18\x02 \x01(\tR\x06prefer\x12%\n" +
@@ -1627,64 +1776,68 @@ func file_redoubt_v1_workload_proto_rawDescGZIP() []byte {
 	return file_redoubt_v1_workload_proto_rawDescData
 }
 
-var file_redoubt_v1_workload_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_redoubt_v1_workload_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_redoubt_v1_workload_proto_goTypes = []any{
 	(*Workload)(nil),        // 0: redoubt.v1.Workload
-	(*Isolation)(nil),       // 1: redoubt.v1.Isolation
-	(*Placement)(nil),       // 2: redoubt.v1.Placement
-	(*Disconnect)(nil),      // 3: redoubt.v1.Disconnect
-	(*Job)(nil),             // 4: redoubt.v1.Job
-	(*Container)(nil),       // 5: redoubt.v1.Container
-	(*Probe)(nil),           // 6: redoubt.v1.Probe
-	(*ExecAction)(nil),      // 7: redoubt.v1.ExecAction
-	(*HTTPGetAction)(nil),   // 8: redoubt.v1.HTTPGetAction
-	(*HTTPHeader)(nil),      // 9: redoubt.v1.HTTPHeader
-	(*TCPSocketAction)(nil), // 10: redoubt.v1.TCPSocketAction
-	(*GRPCAction)(nil),      // 11: redoubt.v1.GRPCAction
-	(*EnvVar)(nil),          // 12: redoubt.v1.EnvVar
-	(*ContainerPort)(nil),   // 13: redoubt.v1.ContainerPort
-	(*Resources)(nil),       // 14: redoubt.v1.Resources
-	(*SecurityContext)(nil), // 15: redoubt.v1.SecurityContext
-	(*Capabilities)(nil),    // 16: redoubt.v1.Capabilities
-	(*Volume)(nil),          // 17: redoubt.v1.Volume
-	(*EmptyDir)(nil),        // 18: redoubt.v1.EmptyDir
-	(*HostPath)(nil),        // 19: redoubt.v1.HostPath
-	(*VolumeMount)(nil),     // 20: redoubt.v1.VolumeMount
-	nil,                     // 21: redoubt.v1.Workload.LabelsEntry
-	nil,                     // 22: redoubt.v1.Resources.LimitsEntry
-	nil,                     // 23: redoubt.v1.Resources.RequestsEntry
+	(*NetworkRules)(nil),    // 1: redoubt.v1.NetworkRules
+	(*EgressRule)(nil),      // 2: redoubt.v1.EgressRule
+	(*Isolation)(nil),       // 3: redoubt.v1.Isolation
+	(*Placement)(nil),       // 4: redoubt.v1.Placement
+	(*Disconnect)(nil),      // 5: redoubt.v1.Disconnect
+	(*Job)(nil),             // 6: redoubt.v1.Job
+	(*Container)(nil),       // 7: redoubt.v1.Container
+	(*Probe)(nil),           // 8: redoubt.v1.Probe
+	(*ExecAction)(nil),      // 9: redoubt.v1.ExecAction
+	(*HTTPGetAction)(nil),   // 10: redoubt.v1.HTTPGetAction
+	(*HTTPHeader)(nil),      // 11: redoubt.v1.HTTPHeader
+	(*TCPSocketAction)(nil), // 12: redoubt.v1.TCPSocketAction
+	(*GRPCAction)(nil),      // 13: redoubt.v1.GRPCAction
+	(*EnvVar)(nil),          // 14: redoubt.v1.EnvVar
+	(*ContainerPort)(nil),   // 15: redoubt.v1.ContainerPort
+	(*Resources)(nil),       // 16: redoubt.v1.Resources
+	(*SecurityContext)(nil), // 17: redoubt.v1.SecurityContext
+	(*Capabilities)(nil),    // 18: redoubt.v1.Capabilities
+	(*Volume)(nil),          // 19: redoubt.v1.Volume
+	(*EmptyDir)(nil),        // 20: redoubt.v1.EmptyDir
+	(*HostPath)(nil),        // 21: redoubt.v1.HostPath
+	(*VolumeMount)(nil),     // 22: redoubt.v1.VolumeMount
+	nil,                     // 23: redoubt.v1.Workload.LabelsEntry
+	nil,                     // 24: redoubt.v1.Resources.LimitsEntry
+	nil,                     // 25: redoubt.v1.Resources.RequestsEntry
 }
 var file_redoubt_v1_workload_proto_depIdxs = []int32{
-	21, // 0: redoubt.v1.Workload.labels:type_name -> redoubt.v1.Workload.LabelsEntry
-	1,  // 1: redoubt.v1.Workload.isolation:type_name -> redoubt.v1.Isolation
-	2,  // 2: redoubt.v1.Workload.placement:type_name -> redoubt.v1.Placement
-	3,  // 3: redoubt.v1.Workload.disconnect:type_name -> redoubt.v1.Disconnect
-	5,  // 4: redoubt.v1.Workload.containers:type_name -> redoubt.v1.Container
-	17, // 5: redoubt.v1.Workload.volumes:type_name -> redoubt.v1.Volume
-	4,  // 6: redoubt.v1.Workload.job:type_name -> redoubt.v1.Job
-	12, // 7: redoubt.v1.Container.env:type_name -> redoubt.v1.EnvVar
-	13, // 8: redoubt.v1.Container.ports:type_name -> redoubt.v1.ContainerPort
-	14, // 9: redoubt.v1.Container.resources:type_name -> redoubt.v1.Resources
-	15, // 10: redoubt.v1.Container.security_context:type_name -> redoubt.v1.SecurityContext
-	20, // 11: redoubt.v1.Container.volume_mounts:type_name -> redoubt.v1.VolumeMount
-	6,  // 12: redoubt.v1.Container.liveness_probe:type_name -> redoubt.v1.Probe
-	6,  // 13: redoubt.v1.Container.readiness_probe:type_name -> redoubt.v1.Probe
-	6,  // 14: redoubt.v1.Container.startup_probe:type_name -> redoubt.v1.Probe
-	7,  // 15: redoubt.v1.Probe.exec:type_name -> redoubt.v1.ExecAction
-	8,  // 16: redoubt.v1.Probe.http_get:type_name -> redoubt.v1.HTTPGetAction
-	10, // 17: redoubt.v1.Probe.tcp_socket:type_name -> redoubt.v1.TCPSocketAction
-	11, // 18: redoubt.v1.Probe.grpc:type_name -> redoubt.v1.GRPCAction
-	9,  // 19: redoubt.v1.HTTPGetAction.http_headers:type_name -> redoubt.v1.HTTPHeader
-	22, // 20: redoubt.v1.Resources.limits:type_name -> redoubt.v1.Resources.LimitsEntry
-	23, // 21: redoubt.v1.Resources.requests:type_name -> redoubt.v1.Resources.RequestsEntry
-	16, // 22: redoubt.v1.SecurityContext.capabilities:type_name -> redoubt.v1.Capabilities
-	18, // 23: redoubt.v1.Volume.empty_dir:type_name -> redoubt.v1.EmptyDir
-	19, // 24: redoubt.v1.Volume.host_path:type_name -> redoubt.v1.HostPath
-	25, // [25:25] is the sub-list for method output_type
-	25, // [25:25] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	23, // 0: redoubt.v1.Workload.labels:type_name -> redoubt.v1.Workload.LabelsEntry
+	3,  // 1: redoubt.v1.Workload.isolation:type_name -> redoubt.v1.Isolation
+	4,  // 2: redoubt.v1.Workload.placement:type_name -> redoubt.v1.Placement
+	5,  // 3: redoubt.v1.Workload.disconnect:type_name -> redoubt.v1.Disconnect
+	7,  // 4: redoubt.v1.Workload.containers:type_name -> redoubt.v1.Container
+	19, // 5: redoubt.v1.Workload.volumes:type_name -> redoubt.v1.Volume
+	6,  // 6: redoubt.v1.Workload.job:type_name -> redoubt.v1.Job
+	1,  // 7: redoubt.v1.Workload.network_rules:type_name -> redoubt.v1.NetworkRules
+	2,  // 8: redoubt.v1.NetworkRules.egress:type_name -> redoubt.v1.EgressRule
+	14, // 9: redoubt.v1.Container.env:type_name -> redoubt.v1.EnvVar
+	15, // 10: redoubt.v1.Container.ports:type_name -> redoubt.v1.ContainerPort
+	16, // 11: redoubt.v1.Container.resources:type_name -> redoubt.v1.Resources
+	17, // 12: redoubt.v1.Container.security_context:type_name -> redoubt.v1.SecurityContext
+	22, // 13: redoubt.v1.Container.volume_mounts:type_name -> redoubt.v1.VolumeMount
+	8,  // 14: redoubt.v1.Container.liveness_probe:type_name -> redoubt.v1.Probe
+	8,  // 15: redoubt.v1.Container.readiness_probe:type_name -> redoubt.v1.Probe
+	8,  // 16: redoubt.v1.Container.startup_probe:type_name -> redoubt.v1.Probe
+	9,  // 17: redoubt.v1.Probe.exec:type_name -> redoubt.v1.ExecAction
+	10, // 18: redoubt.v1.Probe.http_get:type_name -> redoubt.v1.HTTPGetAction
+	12, // 19: redoubt.v1.Probe.tcp_socket:type_name -> redoubt.v1.TCPSocketAction
+	13, // 20: redoubt.v1.Probe.grpc:type_name -> redoubt.v1.GRPCAction
+	11, // 21: redoubt.v1.HTTPGetAction.http_headers:type_name -> redoubt.v1.HTTPHeader
+	24, // 22: redoubt.v1.Resources.limits:type_name -> redoubt.v1.Resources.LimitsEntry
+	25, // 23: redoubt.v1.Resources.requests:type_name -> redoubt.v1.Resources.RequestsEntry
+	18, // 24: redoubt.v1.SecurityContext.capabilities:type_name -> redoubt.v1.Capabilities
+	20, // 25: redoubt.v1.Volume.empty_dir:type_name -> redoubt.v1.EmptyDir
+	21, // 26: redoubt.v1.Volume.host_path:type_name -> redoubt.v1.HostPath
+	27, // [27:27] is the sub-list for method output_type
+	27, // [27:27] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_v1_workload_proto_init() }
@@ -1693,17 +1846,17 @@ func file_redoubt_v1_workload_proto_init() {
 		return
 	}
 	file_redoubt_v1_workload_proto_msgTypes[0].OneofWrappers = []any{}
-	file_redoubt_v1_workload_proto_msgTypes[2].OneofWrappers = []any{}
 	file_redoubt_v1_workload_proto_msgTypes[4].OneofWrappers = []any{}
 	file_redoubt_v1_workload_proto_msgTypes[6].OneofWrappers = []any{}
-	file_redoubt_v1_workload_proto_msgTypes[15].OneofWrappers = []any{}
+	file_redoubt_v1_workload_proto_msgTypes[8].OneofWrappers = []any{}
+	file_redoubt_v1_workload_proto_msgTypes[17].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_redoubt_v1_workload_proto_rawDesc), len(file_redoubt_v1_workload_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   24,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
