@@ -158,10 +158,21 @@ func etherType(t uint16) []expr.Any {
 // sender looks up iifname . ether saddr . (address at offset in the network
 // header) in the set: 16 + 8 + 4 bytes of registers.
 func sender(offset uint32, set string) []expr.Any {
-	const hardware, address = unix.NFT_REG_2, unix.NFT_REG32_06
+	return senderAt(load(6, 6, expr.PayloadBaseLLHeader, senderHardware), offset, set)
+}
+
+// claimed is sender by a hardware address in the network header, as in ARP.
+func claimed(hardware, offset uint32, set string) []expr.Any {
+	return senderAt(load(hardware, 6, expr.PayloadBaseNetworkHeader, senderHardware), offset, set)
+}
+
+const senderHardware = unix.NFT_REG_2
+
+func senderAt(hardware expr.Any, offset uint32, set string) []expr.Any {
+	const address = unix.NFT_REG32_06
 	return []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: reg32a},
-		load(6, 6, expr.PayloadBaseLLHeader, hardware),
+		hardware,
 		load(offset, 4, expr.PayloadBaseNetworkHeader, address),
 		&expr.Lookup{SourceRegister: reg32a, SetName: set},
 	}

@@ -35,12 +35,13 @@ func openGuard(space *namespace, names names) (*guard, error) {
 }
 
 func (g *guard) chains() []chain {
-	const arpSender = 14 // offset in an ARP packet for IPv4 on Ethernet
+	const arpHardware, arpSender = 8, 14 // offsets in an ARP packet for IPv4 on Ethernet
+	claim := join(sender(arpSender, g.senders.Name), claimed(arpHardware, arpSender, g.senders.Name))
 	return []chain{{
 		"prerouting", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRaw, []rule{
 			{"the host", join(from(g.uplink), accept())},
 			{"own address", join(etherType(unix.ETH_P_IP), sender(sourceOffset, g.senders.Name), accept())},
-			{"own claims", join(etherType(unix.ETH_P_ARP), sender(arpSender, g.senders.Name), accept())},
+			{"own claims", join(etherType(unix.ETH_P_ARP), claim, accept())},
 			{"anything else", drop()},
 		},
 	}}
