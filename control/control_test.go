@@ -38,6 +38,7 @@ func service(name string, replicas uint32) *redoubtv1.Workload {
 func assigned(m *redoubtv1.SessionResponse) bool { return len(m.GetAssignments().GetUpdated()) > 0 }
 
 func TestAWorkloadReachesAnAgentAtAFollowerAndItsStatusComesBack(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, "s1", "s2", "s3")
 	n := c.node("s2", "oslo-1", "oslo")
 	s, err := n.session("s3", nil)
@@ -120,6 +121,7 @@ func TestAWorkloadReachesAnAgentAtAFollowerAndItsStatusComesBack(t *testing.T) {
 }
 
 func TestAcknowledgedWorkSurvivesTheLeaderAndSessionsDoNotMove(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, "s1", "s2", "s3")
 	n := c.node("s1", "oslo-1", "oslo")
 	s, err := n.session("s2", nil)
@@ -155,6 +157,7 @@ func TestAcknowledgedWorkSurvivesTheLeaderAndSessionsDoNotMove(t *testing.T) {
 }
 
 func TestANodeSpeaksOnlyForItself(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, "s1")
 	n := c.node("s1", "oslo-1", "oslo")
 	other := c.node("s1", "oslo-2", "oslo")
@@ -203,6 +206,7 @@ func TestANodeSpeaksOnlyForItself(t *testing.T) {
 }
 
 func TestATokenIsForOneKey(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, "s1", "s2")
 	token := c.token(&redoubtv1.CreateJoinTokenRequest{Site: "oslo"})
 	_, csr := newCSR(t)
@@ -230,6 +234,7 @@ func TestATokenIsForOneKey(t *testing.T) {
 }
 
 func TestStrangersAreRefusedWithTheReason(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, "s1")
 	call := func(src identity.Source) error {
 		_, err := redoubtv1.NewFleetServiceClient(c.conn("s1", src)).ListNodes(c.ctx(), &redoubtv1.ListNodesRequest{})
@@ -261,6 +266,7 @@ func TestStrangersAreRefusedWithTheReason(t *testing.T) {
 }
 
 func TestAUserWithoutRightsIsRefused(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, "s1", "s2")
 	nobody, _ := identity.UserID(td, "nobody")
 	for _, server := range []string{"s1", "s2"} { // directly, and forwarded
@@ -294,6 +300,7 @@ func TestAUserWithoutRightsIsRefused(t *testing.T) {
 }
 
 func TestALoneSilentSiteWaitsAndAnotherSitesNodeIsLost(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, "s1")
 	spec := service("web", 3)
 	spec.Disconnect = &redoubtv1.Disconnect{LostAfter: "3s"}
@@ -372,6 +379,7 @@ func TestALoneSilentSiteWaitsAndAnotherSitesNodeIsLost(t *testing.T) {
 }
 
 func TestADataDirectoryIsOneServersOfOneFleetAndOneProcess(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, "s1")
 	s := c.servers["s1"]
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
@@ -419,6 +427,7 @@ func (c *cluster) removed(id string, ended <-chan error) {
 }
 
 func TestAServerThatWasRemovedWhileItWasDownSaysSo(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, "s1", "s2", "s3")
 	c.halt("s3")
 	if _, err := c.fleet().RemoveServer(c.ctx(), &redoubtv1.RemoveServerRequest{Id: "s3"}); err != nil {
@@ -434,6 +443,7 @@ func TestAServerThatWasRemovedWhileItWasDownSaysSo(t *testing.T) {
 }
 
 func TestALeaderIsRemovedByCommandAfterHandingOver(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, "s1", "s2", "s3")
 	if _, err := c.fleet().RemoveServer(c.ctx(), &redoubtv1.RemoveServerRequest{Id: "s1"}); err != nil {
 		t.Fatal(err)

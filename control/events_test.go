@@ -40,6 +40,7 @@ func (c *cluster) watchEvents(server string, after uint64) (<-chan *redoubtv1.Wa
 // TestEventsSurviveTheLeaderAndAWatchIsResumed: what one server told of, another
 // goes on with, each event once, over the death of a leader.
 func TestEventsSurviveTheLeaderAndAWatchIsResumed(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, "s1")
 	c.eventually("events are kept", func() error {
 		r, err := c.fleet().ListEvents(c.ctx(), &redoubtv1.ListEventsRequest{})
@@ -131,6 +132,7 @@ func TestEventsSurviveTheLeaderAndAWatchIsResumed(t *testing.T) {
 
 // Who may see one namespace is shown its events, and none of nodes and servers.
 func TestEventsAreShownByRole(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, "s1")
 	if _, err := c.fleet().ApplyWorkload(c.ctx(), &redoubtv1.ApplyWorkloadRequest{Workload: service("web", 1)}); err != nil {
 		t.Fatal(err)

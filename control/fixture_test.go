@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -118,14 +119,25 @@ func (c *cluster) newServer(id string) *running {
 	return s
 }
 
+// lastPort counts up, so that no two servers of this process get one port.
+var lastPort atomic.Int32
+
+// freeAddress is on a loopback address of this process's own. Connections go out
+// from 127.0.0.1, so that none takes the port while a server is down.
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	pid := os.Getpid()
+	host := net.IPv4(127, 128|byte(pid>>16), byte(pid>>8), byte(pid))
+	for {
+		port := 10000 + lastPort.Add(1)
+		if port > 60000 {
+			t.Fatal("there is no free port")
+		}
+		if l, err := net.ListenTCP("tcp", &net.TCPAddr{IP: host, Port: int(port)}); err == nil {
+			defer l.Close()
+			return l.Addr().String()
+		}
 	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 func (c *cluster) start(s *running) {
@@ -254,7 +266,7 @@ func (c *cluster) token(req *redoubtv1.CreateJoinTokenRequest) string {
 
 func (c *cluster) eventually(what string, f func() error) {
 	c.t.Helper()
-	deadline := time.Now().Add(15 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		err := f()
 		if err == nil {

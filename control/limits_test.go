@@ -37,6 +37,7 @@ func (gigabyte) Marshal(any) (mem.BufferSlice, error) {
 // TestNoCallerExhaustsAServer: what a hostile user and a hostile node send over
 // real connections is refused or waits, and another user is served meanwhile.
 func TestNoCallerExhaustsAServer(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, "s1")
 	node := c.node("s1", "oslo-1", "oslo")
 	mallory, err := identity.UserID(td, "mallory")
@@ -224,6 +225,7 @@ func (c *cluster) applied() uint64 {
 
 // TestFiveServersVoteAndASixthIsRefused: with two of five gone the fleet goes on.
 func TestFiveServersVoteAndASixthIsRefused(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, "s1", "s2", "s3", "s4", "s5")
 	sixth := c.newServer("s6")
 	err := Join(c.ctx(), JoinConfig{Dir: sixth.dir, ID: "s6", Addresses: sixth.addresses, Token: c.token(&redoubtv1.CreateJoinTokenRequest{Role: "server"}), Version: "test", Log: c.log()})

@@ -20,6 +20,7 @@ func (s *agentSession) heartbeat(seq uint64) error {
 // its session and speaks again after its work was given up. Its heartbeat is
 // acknowledged, which renews leases, only behind the order to stop.
 func TestASafeInstanceThatWasGivenUpIsNotRenewed(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, "s1", "s2")
 	spec := service("web", 2)
 	spec.Disconnect = &redoubtv1.Disconnect{LostAfter: "2s", StopAfter: "1s", Replace: "Safe"}
@@ -95,6 +96,7 @@ func TestASafeInstanceThatWasGivenUpIsNotRenewed(t *testing.T) {
 // TestACopiedIdentityDoesNotStayUnseen: two agents with one identity on two
 // servers look like one node to each of them. The leader sees both.
 func TestACopiedIdentityDoesNotStayUnseen(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, "s1", "s2")
 	n := c.node("s1", "oslo-1", "oslo")
 	first, err := n.session("s1", nil)

@@ -102,6 +102,7 @@ func (n *testNode) again(server string, version uint64) *redoubtv1.Assignments {
 // TestALostMajorityIsRecoveredOnTheSurvivor: nothing that the survivor knew is
 // lost, and its agents take what comes now for newer.
 func TestALostMajorityIsRecoveredOnTheSurvivor(t *testing.T) {
+	t.Parallel()
 	c, n, known := placed(t, "s1", "s2", "s3")
 	survivor := c.servers["s3"]
 	c.eventually("the survivor has everything", func() error {
@@ -178,6 +179,7 @@ func TestALostMajorityIsRecoveredOnTheSurvivor(t *testing.T) {
 // TestASnapshotBringsTheFleetBack: on its own server, to which the state of the
 // snapshot comes back, and on no other fleet's.
 func TestASnapshotBringsTheFleetBack(t *testing.T) {
+	t.Parallel()
 	c, n, known := placed(t, "s1")
 	file := c.saved("s1")
 	for _, secret := range []string{"PRIVATE KEY"} {
@@ -238,6 +240,7 @@ func TestASnapshotBringsTheFleetBack(t *testing.T) {
 // TestAnAgentThatKnowsMoreThanTheFleetIsToldEverything: a single server's
 // directory may be put back from a copy.
 func TestAnAgentThatKnowsMoreThanTheFleetIsToldEverything(t *testing.T) {
+	t.Parallel()
 	_, n, known := placed(t, "s1")
 	begun := time.Now()
 	a := n.again("s1", known.GetVersion()+1000)

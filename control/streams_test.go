@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"strings"
 	"testing"
@@ -60,6 +61,7 @@ func (n *testNode) attach(ctx context.Context, o *redoubtv1.StreamOpen) redoubtv
 // A log that is followed while its node dies ends with the reason, and not as
 // if it were whole.
 func TestALogThatBreaksMidwaySaysSo(t *testing.T) {
+	t.Parallel()
 	c, n, s := runningWeb(t)
 	user, err := c.fleet().Logs(c.ctx(), &redoubtv1.LogsRequest{Name: "web", Follow: true, Tail: -1})
 	if err != nil {
@@ -159,6 +161,7 @@ func TestAFollowedLogResumesWhereItBroke(t *testing.T) {
 
 // A caller who went while the agent dialled begins nothing there.
 func TestAStreamIsPairedOnlyWithACallerWhoIsThere(t *testing.T) {
+	t.Parallel()
 	c, n, s := runningWeb(t)
 	ctx, leave := context.WithCancel(c.ctx())
 	user, err := c.fleet().Exec(ctx)
@@ -174,7 +177,15 @@ func TestAStreamIsPairedOnlyWithACallerWhoIsThere(t *testing.T) {
 		t.Error("the agent is not told to wait")
 	}
 	leave()
-	time.Sleep(200 * time.Millisecond) // the server hears of it
+	// The server hears of it. While the stream waits, another node is told whose
+	// it is, which takes nothing of it.
+	other := c.node("s1", "oslo-2", "oslo")
+	c.eventually("nobody waits any more", func() error {
+		if _, err := other.attach(c.ctx(), o).Recv(); status.Code(err) != codes.NotFound {
+			return fmt.Errorf("another node is told %w", err)
+		}
+		return nil
+	})
 	if m, err := n.attach(c.ctx(), o).Recv(); status.Code(err) != codes.NotFound {
 		t.Errorf("the agent is told %v, %v", m, err)
 	}
@@ -183,6 +194,7 @@ func TestAStreamIsPairedOnlyWithACallerWhoIsThere(t *testing.T) {
 // A caller who goes ends the agent's side at once, also while nothing is said:
 // what was begun for him must not run on.
 func TestAnAgentsStreamEndsWithItsCaller(t *testing.T) {
+	t.Parallel()
 	c, n, s := runningWeb(t)
 	ctx, leave := context.WithCancel(c.ctx())
 	user, err := c.fleet().Exec(ctx)
@@ -212,6 +224,7 @@ func TestAnAgentsStreamEndsWithItsCaller(t *testing.T) {
 
 // A connection to a port goes through whole, each direction until its own end.
 func TestPortForwardJoinsBothSides(t *testing.T) {
+	t.Parallel()
 	c, n, s := runningWeb(t)
 	user, err := c.fleet().PortForward(c.ctx())
 	if err != nil {

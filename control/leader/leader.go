@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"fmt"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -22,6 +21,10 @@ import (
 
 // settle is how long changes gather before the loops look again.
 const settle = 20 * time.Millisecond
+
+// beginAgain is the pause after a term that could not begin. Where leadership is
+// lost, its context ends long before.
+const beginAgain = time.Second
 
 // Consensus is what the loops need of Raft.
 type Consensus interface {
@@ -78,13 +81,20 @@ func (l *Leader) Record(id string) { l.id = id }
 func (l *Leader) Meter(planned func(d time.Duration, pending map[string]int)) { l.planned = planned }
 
 // Run leads term number until ctx ends. The caller ends ctx when leadership is
-// lost, and calls again for the next term.
+// lost, and calls again for the next term. A term that cannot begin, because it
+// is lost as it begins, is no failure of the server: nothing is led until it ends.
 func (l *Leader) Run(ctx context.Context, number uint64) error {
-	if err := l.consensus.VerifyRead(ctx); err != nil {
-		if ctx.Err() != nil {
+	for {
+		err := l.consensus.VerifyRead(ctx)
+		if err == nil {
+			break
+		}
+		if ctx.Err() == nil {
+			l.log.Warn("the term does not begin yet", "term", number, "err", err)
+		}
+		if !sleep(ctx, beginAgain) {
 			return nil
 		}
-		return fmt.Errorf("begin term %d: %w", number, err)
 	}
 	now := time.Now()
 	t := &term{Leader: l, number: number, observed: NewObserved(l.timing, now), began: now}

@@ -438,7 +438,7 @@ func FuzzApply(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		var cmd redoubtv1.Command
 		if proto.Unmarshal(data, &cmd) == nil && cmd.GetFeatureLevel() > FeatureLevel {
-			t.Skip() // stops the server, on purpose
+			t.Skip("needs a feature level that this version has: another stops the server, on purpose")
 		}
 		m := newMachine(t)
 		m.fleet()

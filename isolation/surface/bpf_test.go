@@ -110,7 +110,7 @@ func FuzzExploreCoversRun(f *testing.F) {
 	f.Fuzz(func(t *testing.T, code []byte, nr, arch uint32, a0, a1, ip uint64) {
 		p := decode(code)
 		if p.Validate() != nil {
-			t.Skip()
+			t.Skip("needs a valid program")
 		}
 		v := p.explore(nr, arch)
 		if v == 0 {

@@ -3,6 +3,9 @@ package cli_test
 import (
 	"bytes"
 	"context"
+	"crypto"
+	"crypto/rand"
+	"crypto/x509"
 	"errors"
 	"io"
 	"net"
@@ -111,6 +114,60 @@ func contextFor(t *testing.T, w *world, ttl time.Duration, addresses ...string) 
 	return path
 }
 
+// elder is a second authority of a world, which signs identities that are old
+// already: a real one signs only for from now on.
+type elder struct {
+	w    *world
+	key  crypto.Signer
+	cert *x509.Certificate
+}
+
+// newElder makes an authority that the world's servers know, if they start later.
+func newElder(t *testing.T, w *world) *elder {
+	t.Helper()
+	key, err := identity.NewKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := &elder{w: w, key: key}
+	root := *w.authority.Certificate()
+	root.PublicKey, root.SubjectKeyId, root.AuthorityKeyId = key.Public(), []byte("elder"), nil
+	root.NotBefore = time.Now().Add(-24 * time.Hour)
+	e.cert = e.sign(t, &root, &root)
+	w.bundle.AddX509Authority(e.cert)
+	return e
+}
+
+func (e *elder) sign(t *testing.T, template, parent *x509.Certificate) *x509.Certificate {
+	t.Helper()
+	der, err := x509.CreateCertificate(rand.Reader, template, parent, template.PublicKey, e.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// context is one whose identity was signed a while ago and has some time left.
+func (e *elder) context(t *testing.T, ago, left time.Duration, addresses ...string) string {
+	t.Helper()
+	path := contextFor(t, e.w, time.Hour, addresses...)
+	f, err := identity.LoadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf := *f.SVID.Certificates[0]
+	leaf.AuthorityKeyId, leaf.NotBefore, leaf.NotAfter = nil, time.Now().Add(-ago), time.Now().Add(left)
+	f.SVID.Certificates = []*x509.Certificate{e.sign(t, &leaf, e.cert)}
+	if err := identity.SaveFile(path, f); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
 func TestTheFirstServerThatAnswersIsUsed(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, t.TempDir())
@@ -167,14 +224,14 @@ func TestWhereNoServerAnswersEachIsNamedWithItsReason(t *testing.T) {
 func TestAnIdentityRenewsItselfInItsSecondHalf(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, t.TempDir())
+	old := newElder(t, w)
 	address := start(t, w, "s1")
 	w.addresses = []string{"10.9.9.9:7450", address}
-	file := contextFor(t, w, 3*time.Second, address)
+	file := old.context(t, 2*time.Hour, 30*time.Minute, address)
 	before, err := identity.LoadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(1600 * time.Millisecond)
 	if _, stderr, code := run(t, t.Context(), file, "node", "list"); code != 0 {
 		t.Fatalf("exit code %d: %s", code, stderr)
 	}
@@ -214,13 +271,12 @@ func TestARenewalThatFailsEarlyIsToldAndBorne(t *testing.T) {
 		}
 		return nil
 	}
-	file := contextFor(t, w, 4*time.Second, start(t, w, "s1"))
-	time.Sleep(2100 * time.Millisecond)
+	file := newElder(t, w).context(t, 6*time.Hour, 150*time.Minute, start(t, w, "s1"))
 	_, stderr, code := run(t, t.Context(), file, "node", "list")
 	if code != 0 {
 		t.Errorf("exit code %d", code)
 	}
-	if want := regexp.MustCompile(`the identity of context .* ends in [12]s and could not be renewed yet: user "ann" holds no role any more`); !want.MatchString(stderr) {
+	if want := regexp.MustCompile(`the identity of context .* ends in 2h and could not be renewed yet: user "ann" holds no role any more`); !want.MatchString(stderr) {
 		t.Errorf("told: %s", stderr)
 	}
 }
@@ -228,8 +284,7 @@ func TestARenewalThatFailsEarlyIsToldAndBorne(t *testing.T) {
 func TestAnExpiredIdentityNamesTheRemedy(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, t.TempDir())
-	file := contextFor(t, w, time.Second, start(t, w, "s1"))
-	time.Sleep(1100 * time.Millisecond)
+	file := newElder(t, w).context(t, time.Hour, -time.Second, start(t, w, "s1"))
 	_, stderr, code := run(t, t.Context(), file, "node", "list")
 	if want := "redoubt server admin-context FILE"; code != 2 || !strings.Contains(stderr, want) || !strings.Contains(stderr, "expired") {
 		t.Errorf("exit code %d, and no %q in: %s", code, want, stderr)
