@@ -68,6 +68,7 @@ func web(uid, script string) *redoubtv1.Assignment {
 }
 
 func TestEnrolRunExecLogsRestartStop(t *testing.T) {
+	t.Parallel()
 	c := newControl(t)
 	dir := t.TempDir()
 	host := new(fake.Host)
@@ -155,7 +156,8 @@ func TestEnrolRunExecLogsRestartStop(t *testing.T) {
 	_, stop = launch(t, dir, host.NewDriver("n1"))
 	defer func() { stop() }()
 	eventually(t, "a session again", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return len(c.sessions) > 0 })
-	time.Sleep(300 * time.Millisecond)
+	beats := c.beats.Load()
+	eventually(t, "three heartbeats, which leave time for a wrong status", func() bool { return c.beats.Load() >= beats+3 })
 	if s := c.status("u1"); s.GetPid() != pid || s.GetSequence() != seq {
 		t.Errorf("status moved over a restart of the agent: %v", s)
 	}
@@ -197,14 +199,18 @@ func TestFollowedLogsEndWithTheInstance(t *testing.T) {
 		t.Fatal(err)
 	}
 	var out bytes.Buffer
-	done := make(chan error, 1)
+	done, first := make(chan error, 1), make(chan struct{}, 1)
 	go func() {
 		done <- b.Logs(t.Context(), "u", session.LogOptions{From: -1, Tail: -1, Follow: true}, func(c session.LogChunk) error {
 			_, err := out.Write(c.Data)
+			select {
+			case first <- struct{}{}:
+			default:
+			}
 			return err
 		})
 	}()
-	time.Sleep(200 * time.Millisecond)
+	<-first // it follows
 	f, err := os.OpenFile(b.logPath("u"), os.O_APPEND|os.O_WRONLY, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -221,12 +227,13 @@ func TestFollowedLogsEndWithTheInstance(t *testing.T) {
 		if err != nil || out.String() != "one\ntwo\n" {
 			t.Errorf("%q, %v", out.String(), err)
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("following did not end")
 	}
 }
 
 func TestCutOffItWorksOnAndComesBack(t *testing.T) {
+	t.Parallel()
 	c := newControl(t)
 	dir := t.TempDir()
 	host := new(fake.Host)
@@ -256,6 +263,7 @@ func TestCutOffItWorksOnAndComesBack(t *testing.T) {
 }
 
 func TestEnrolmentSurvivesADroppedLink(t *testing.T) {
+	t.Parallel()
 	c := newControl(t)
 	c.drop.Store(1)
 	dir := t.TempDir()
@@ -274,6 +282,7 @@ func TestEnrolmentSurvivesADroppedLink(t *testing.T) {
 }
 
 func TestEnrolmentThatIsRefusedSaysWhy(t *testing.T) {
+	t.Parallel()
 	c := newControl(t)
 	enrol(t, c, t.TempDir())
 	other := newControl(t)
@@ -311,6 +320,7 @@ func TestEnrolmentThatIsRefusedSaysWhy(t *testing.T) {
 }
 
 func TestIdentityIsRenewedInUseAndAfterExpiry(t *testing.T) {
+	t.Parallel()
 	c := newControl(t)
 	c.nodeTTL = 4 * time.Second
 	dir := t.TempDir()
@@ -321,7 +331,14 @@ func TestIdentityIsRenewedInUseAndAfterExpiry(t *testing.T) {
 	eventually(t, "a renewal at half life", func() bool { return c.renewed.Load() >= 2 })
 	eventually(t, "a session", a.Connected)
 	stop()
-	time.Sleep(5 * time.Second) // longer than the certificate lives
+	// At rest for longer than its certificate lives.
+	resting, err := identity.OpenDisk(IdentityDir(dir), quiet())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if svid, err := resting.GetX509SVID(); err == nil {
+		time.Sleep(time.Until(svid.Certificates[0].NotAfter) + 10*time.Millisecond)
+	}
 	a, stop = launch(t, dir, host.NewDriver("n1"))
 	defer func() { stop() }()
 	eventually(t, "the enrolled key renews what has expired", func() bool { return c.rescued.Load() == 1 })
@@ -329,6 +346,7 @@ func TestIdentityIsRenewedInUseAndAfterExpiry(t *testing.T) {
 }
 
 func TestADirectoryInUseOrOfAnotherFleetIsRefused(t *testing.T) {
+	t.Parallel()
 	c := newControl(t)
 	dir := t.TempDir()
 	host := new(fake.Host)
@@ -357,6 +375,7 @@ func TestADirectoryInUseOrOfAnotherFleetIsRefused(t *testing.T) {
 // TestAssignmentsOfManyMegabytesArrive: a complete set is one message, larger
 // than gRPC takes by default.
 func TestAssignmentsOfManyMegabytesArrive(t *testing.T) {
+	t.Parallel()
 	c := newControl(t)
 	dir := t.TempDir()
 	host := new(fake.Host)

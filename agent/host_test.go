@@ -29,6 +29,7 @@ import (
 // TestRealHost runs the whole agent on this machine: containerd, gVisor, runc,
 // network, canaries. It leaves nothing behind.
 func TestRealHost(t *testing.T) {
+	t.Parallel()
 	if os.Getuid() != 0 {
 		t.Skip("needs root")
 	}
