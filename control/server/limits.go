@@ -56,6 +56,16 @@ const (
 	// bursts after them. A session that says more is read more slowly.
 	sessionMessages, sessionMessageBurst = 100, 1000
 	sessionBytes, sessionByteBurst       = 256 << 10, 2 * maxMessage
+	// maxStrangers bounds connections of callers without a certificate, which
+	// only enrolment takes, in all and from one address. An enrolment is a call
+	// or two: such a connection ends when it is idle, and when it is old.
+	maxStrangers, maxStrangersEach = 1024, 64
+	strangerIdle, strangerAge      = 15 * time.Second, time.Minute
+	// maxEnrolMessage bounds a message of enrolment: a token, a signing request
+	// and a chain have a few KiB. maxEnrolStreams bounds the calls at once on
+	// one connection.
+	maxEnrolMessage = 64 << 10
+	maxEnrolStreams = 4
 	// enrolmentsPerSecond bounds first contacts of all callers together.
 	enrolmentsPerSecond, enrolmentBurst = 50, 200
 	// pingsNoOftenerThan ends a connection whose client pings oftener.
@@ -74,6 +84,8 @@ type admission struct {
 	each       map[identity.ID]*usage
 	handshakes int
 	from       map[string]int
+	strangers  int
+	strangerAt map[string]int
 	// refused is told of each refusal, with the name of its limit; it must not
 	// block.
 	refused func(limit string)
@@ -87,7 +99,7 @@ type usage struct {
 }
 
 func newAdmission() *admission {
-	return &admission{each: map[identity.ID]*usage{}, from: map[string]int{}, refused: func(string) {}}
+	return &admission{each: map[identity.ID]*usage{}, from: map[string]int{}, strangerAt: map[string]int{}, refused: func(string) {}}
 }
 
 // of returns the caller's usage; it needs mu.
@@ -155,6 +167,28 @@ func (a *admission) disconnect(id identity.ID) {
 	defer a.mu.Unlock()
 	a.of(id, time.Now()).connections--
 	a.total--
+}
+
+// meet admits a connection of somebody without a certificate.
+func (a *admission) meet(address string) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.strangers >= maxStrangers || a.strangerAt[address] >= maxStrangersEach {
+		a.refused("strangers")
+		return fmt.Errorf("%d connections without a certificate are open, %d of them from %s: at most %d and %d", a.strangers, a.strangerAt[address], address, maxStrangers, maxStrangersEach)
+	}
+	a.strangers++
+	a.strangerAt[address]++
+	return nil
+}
+
+func (a *admission) part(address string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.strangers--
+	if a.strangerAt[address]--; a.strangerAt[address] == 0 {
+		delete(a.strangerAt, address)
+	}
 }
 
 // call admits a call before anything of it is read. It must not block.
@@ -232,8 +266,11 @@ func (c counted) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, 
 		return nil, nil, err
 	}
 	id, err := identity.PeerID(peer.NewContext(context.Background(), &peer.Peer{Addr: raw.RemoteAddr(), AuthInfo: info}))
-	if err != nil {
-		return conn, info, nil // first contact: nobody yet
+	if err != nil { // first contact: nobody yet
+		if err := c.admission.meet(address); err != nil {
+			return c.refuse(conn, err)
+		}
+		return &countedConn{Conn: conn, gone: func() { c.admission.part(address) }}, info, nil
 	}
 	if err := c.admission.connect(id); err != nil {
 		return c.refuse(conn, err)
@@ -261,17 +298,30 @@ func (c *countedConn) Close() error {
 	return c.Conn.Close()
 }
 
-// limitedServer is a gRPC server with every limit.
-func (s *Server) limitedServer(creds credentials.TransportCredentials) *grpc.Server {
-	return grpc.NewServer(
+// limitedServer is a gRPC server with every limit; of two options that differ, the
+// further one holds.
+func (s *Server) limitedServer(creds credentials.TransportCredentials, further ...grpc.ServerOption) *grpc.Server {
+	return grpc.NewServer(append([]grpc.ServerOption{
 		grpc.Creds(counted{creds, s.admission, s.refused}), grpc.InTapHandle(s.admission.call),
 		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxAnswer), grpc.MaxHeaderListSize(maxHeaders),
 		grpc.MaxConcurrentStreams(maxStreams), grpc.InitialWindowSize(streamWindow), grpc.InitialConnWindowSize(connWindow),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 20 * time.Second, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: pingsNoOftenerThan, PermitWithoutStream: true}),
-		grpc.ConnectionTimeout(20*time.Second),
+		grpc.ConnectionTimeout(20 * time.Second),
 		grpc.ChainUnaryInterceptor(s.metrics.unaryMeter, s.unaryAuthorizer), grpc.ChainStreamInterceptor(s.metrics.streamMeter, s.streamAuthorizer),
-	)
+	}, further...)...)
+}
+
+// forStrangers are the options of a server whose callers nobody knows.
+func forStrangers() []grpc.ServerOption {
+	return []grpc.ServerOption{
+		grpc.MaxRecvMsgSize(maxEnrolMessage), grpc.MaxConcurrentStreams(maxEnrolStreams),
+		grpc.InitialWindowSize(maxEnrolMessage), grpc.InitialConnWindowSize(2 * maxEnrolMessage),
+		grpc.KeepaliveParams(keepalive.ServerParameters{
+			Time: 20 * time.Second, Timeout: 10 * time.Second,
+			MaxConnectionIdle: strangerIdle, MaxConnectionAge: strangerAge, MaxConnectionAgeGrace: unaryWithin,
+		}),
+	}
 }
 
 // refused says once a second at most that a connection was refused.

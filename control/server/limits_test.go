@@ -136,6 +136,7 @@ func TestTheLimitsPageIsComplete(t *testing.T) {
 	}
 	mib := func(n int) string { return fmt.Sprintf("%d MiB", n>>20) }
 	kib := func(n int) string { return fmt.Sprintf("%d KiB", n>>10) }
+	seconds := func(d time.Duration) string { return fmt.Sprintf("%d s", d/time.Second) }
 	for what, text := range map[string]string{
 		"message to a server": mib(maxMessage), "answer of a server": mib(maxAnswer), "metadata of a call": kib(maxHeaders),
 		"calls at once on one connection": fmt.Sprint(maxStreams), "connections to a server": fmt.Sprint(maxConnections),
@@ -143,6 +144,9 @@ func TestTheLimitsPageIsComplete(t *testing.T) {
 		"from one address": fmt.Sprint(maxHandshakesEach), "calls at once of one node or user": fmt.Sprint(maxCallsEach),
 		"calls a second of one node or user": fmt.Sprint(callsPerSecond), "burst of calls": fmt.Sprint(callBurst),
 		"messages a second of a session": fmt.Sprint(sessionMessages), "bytes a second of a session": kib(sessionBytes),
+		"connections without a certificate": fmt.Sprint(maxStrangers), "of them from one address": fmt.Sprint(maxStrangersEach),
+		"message to enrolment": kib(maxEnrolMessage), "enrolments at once on one connection": fmt.Sprint(maxEnrolStreams),
+		"a connection without a certificate, idle": seconds(strangerIdle), "the same, in all": seconds(strangerAge),
 		"enrolments a second": fmt.Sprint(enrolmentsPerSecond), "servers": fmt.Sprint(MaxServers), "nodes": fmt.Sprint(MaxNodes),
 		"workloads": fmt.Sprint(MaxWorkloads), "join tokens": fmt.Sprint(MaxTokens),
 		"streams waiting or open on a server": fmt.Sprint(maxPendingStreams), "snapshots at a time": fmt.Sprint(maxSnapshots),

@@ -158,7 +158,7 @@ func (s *Server) Run(ctx context.Context, api, enroll net.Listener) error {
 	hs := health.NewServer()
 	healthpb.RegisterHealthServer(apiServer, hs)
 	reflection.Register(apiServer)
-	enrollServer := s.limitedServer(attest.ServerCredentials(s.source))
+	enrollServer := s.limitedServer(attest.ServerCredentials(s.source), forStrangers()...)
 	redoubtv1.RegisterEnrollmentServiceServer(enrollServer, &enrollAPI{Server: s})
 
 	g, gctx := errgroup.WithContext(ctx)
