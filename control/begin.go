@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/status"
 
+	"redoubt.dev/redoubt/control/consensus"
 	"redoubt.dev/redoubt/identity"
 	"redoubt.dev/redoubt/identity/attest"
 	"redoubt.dev/redoubt/identity/ca"
@@ -39,8 +40,14 @@ type InitConfig struct {
 	Log          *slog.Logger
 }
 
+// ErrRunning: the fleet has begun before, and its server is at work.
+var ErrRunning = errors.New("it runs already")
+
 // Init makes the data directory of a fleet's first server and the first
-// administrator's context. It needs no network and starts nothing.
+// administrator's context. It needs no network and starts nothing. The directory
+// is a server's only once all else is there, the context too, so that what fails
+// half way is repeated. Repeated beside the server at work it changes nothing and
+// says ErrRunning.
 func Init(cfg InitConfig) error {
 	td, err := spiffeid.TrustDomainFromString(cfg.TrustDomain)
 	if err != nil {
@@ -55,6 +62,17 @@ func Init(cfg InitConfig) error {
 		if set.ID != cfg.ID || set.TrustDomain != cfg.TrustDomain || !set.First {
 			return fmt.Errorf("%s belongs to server %s of trust domain %s already: use another --data-dir", cfg.Dir, set.ID, set.TrustDomain)
 		}
+		lock, err := consensus.Exclude(filepath.Join(cfg.Dir, "raft"))
+		if errors.Is(err, consensus.ErrInUse) {
+			if had := (Addresses{set.APIAddress, set.RaftAddress, set.EnrollAddress}); had != cfg.Addresses {
+				return fmt.Errorf("server %s runs with the addresses %s, %s and %s: stop it to give it others", set.ID, had.API, had.Raft, had.Enroll)
+			}
+			return fmt.Errorf("server %s of %s: %w: %w", set.ID, set.TrustDomain, ErrRunning, err)
+		}
+		if err != nil {
+			return err
+		}
+		defer lock.Close()
 	case !errors.Is(err, fs.ErrNotExist):
 		return err
 	default:
@@ -74,13 +92,12 @@ func Init(cfg InitConfig) error {
 	if err := storeBundle(cfg.Dir, bundle, cfg.Log); err != nil {
 		return err
 	}
-	if err := set.write(cfg.Dir); err != nil {
-		return err
+	if cfg.AdminContext != "" {
+		if err := writeAdminContext(set.APIAddress, authority, bundle, cfg.AdminContext, cfg.UserTTL); err != nil {
+			return err
+		}
 	}
-	if cfg.AdminContext == "" {
-		return nil
-	}
-	return WriteAdminContext(cfg.Dir, cfg.AdminContext, cfg.UserTTL)
+	return set.write(cfg.Dir)
 }
 
 // WriteAdminContext signs a new context of the first administrator with the
@@ -108,13 +125,17 @@ func WriteAdminContext(dir, path string, ttl time.Duration) error {
 	if err != nil {
 		return err
 	}
+	return writeAdminContext(set.APIAddress, authority, bundle, path, ttl)
+}
+
+func writeAdminContext(address string, authority *ca.Authority, bundle *x509bundle.Bundle, path string, ttl time.Duration) error {
 	if err := authority.Activate(bundle); err != nil {
 		return err
 	}
 	if ttl == 0 {
 		ttl = 7 * 24 * time.Hour
 	}
-	user, err := identity.UserID(td, AdminUser)
+	user, err := identity.UserID(authority.TrustDomain(), AdminUser)
 	if err != nil {
 		return err
 	}
@@ -134,7 +155,7 @@ func WriteAdminContext(dir, path string, ttl time.Duration) error {
 	if err != nil {
 		return err
 	}
-	if err := identity.SaveFile(path, identity.File{Addresses: []string{set.APIAddress}, Bundle: bundle, SVID: svid}); err != nil {
+	if err := identity.SaveFile(path, identity.File{Addresses: []string{address}, Bundle: bundle, SVID: svid}); err != nil {
 		return fmt.Errorf("write the administrator's context: %w", err)
 	}
 	return nil

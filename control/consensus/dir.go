@@ -75,6 +75,17 @@ func claim(dir string, want Identity) (_ *os.File, err error) {
 	return lock, nil
 }
 
+// Exclude keeps servers out of dir until what it returns is closed. It fails with
+// ErrInUse while one is at work there. In a directory that is not there yet, none
+// can be, and there is nothing to hold.
+func Exclude(dir string) (io.Closer, error) {
+	lock, err := lockDir(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return io.NopCloser(nil), nil
+	}
+	return lock, err
+}
+
 // lockDir takes the lock, which the kernel releases however the process ends.
 func lockDir(dir string) (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_RDWR|os.O_CREATE, 0o600)

@@ -281,7 +281,13 @@ func (a *app) serverStep(m membership) (install.Step, error) {
 		return install.Step{}, err
 	}
 	if m.domain != "" {
-		return install.Action("begin", "the fleet "+m.domain, "with server "+m.id+" at "+at.API, func(context.Context) error { return a.beginFleet(m, at) }), nil
+		return install.Action("begin", "the fleet "+m.domain, "with server "+m.id+" at "+at.API, func(context.Context) error {
+			begun, err := a.beginFleet(control.InitConfig{Dir: DefaultServerDir, ID: m.id, TrustDomain: m.domain, Addresses: at, AdminContext: m.adminContext, Log: a.log})
+			if err == nil && !begun.running {
+				a.say("The administrator's context is %s. Keep it: whoever has it rules the fleet.", begun.context)
+			}
+			return err
+		}), nil
 	}
 	token, err := attest.ParseToken(m.token)
 	if err != nil {
@@ -295,33 +301,6 @@ func (a *app) serverStep(m membership) (install.Step, error) {
 		defer cancel()
 		return control.Join(ctx, control.JoinConfig{Dir: DefaultServerDir, ID: m.id, Addresses: at, Servers: m.servers, Token: m.token, Version: Version, Log: a.log})
 	}), nil
-}
-
-// beginFleet makes the first server, and its administrator's context the
-// current one of this user, unless one was chosen.
-func (a *app) beginFleet(m membership, at control.Addresses) error {
-	cs, err := a.contexts()
-	if m.adminContext == "" {
-		if err != nil {
-			return err
-		}
-		m.adminContext = cs.path("admin")
-		if err := os.MkdirAll(cs.dir, 0o700); err != nil {
-			return err
-		}
-	}
-	if err := control.Init(control.InitConfig{Dir: DefaultServerDir, ID: m.id, TrustDomain: m.domain, Addresses: at, AdminContext: m.adminContext, Log: a.log}); err != nil {
-		return err
-	}
-	if err == nil && m.adminContext == cs.path("admin") {
-		if current, err := cs.current(); err == nil && current == "" {
-			if err := cs.use("admin"); err != nil {
-				return err
-			}
-		}
-	}
-	a.say("The administrator's context is %s. Keep it: whoever has it rules the fleet.", m.adminContext)
-	return nil
 }
 
 // install plans, shows or does, and says how it goes on.

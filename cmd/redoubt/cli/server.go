@@ -123,19 +123,23 @@ func (a *app) serverInitCommand() *cobra.Command {
 				return err
 			}
 		}
-		if cfg.AdminContext == "" {
-			cs, err := a.contexts()
-			if err != nil {
-				return err
-			}
-			cfg.AdminContext = cs.path("admin")
-		}
-		if err := control.Init(cfg); err != nil {
+		cfg.Log = a.log
+		begun, err := a.beginFleet(cfg)
+		if err != nil {
 			return err
 		}
-		a.say("Fleet %s begins with server %s.", cfg.TrustDomain, cfg.ID)
+		switch {
+		case begun.running:
+			a.say("The fleet %s has begun before, and its server %s runs: nothing was changed.", cfg.TrustDomain, cfg.ID)
+			a.say("If the administrator's context is lost: redoubt server admin-context FILE --data-dir %s", cfg.Dir)
+			return nil
+		case begun.before:
+			a.say("The fleet %s has begun before, with server %s; its administrator has a new context.", cfg.TrustDomain, cfg.ID)
+		default:
+			a.say("Fleet %s begins with server %s.", cfg.TrustDomain, cfg.ID)
+		}
 		a.say("Start it:    redoubt server --data-dir %s", cfg.Dir)
-		a.say("Administer:  redoubt node list --context %s", cfg.AdminContext)
+		a.say("Administer:  redoubt node list --context %s", begun.context)
 		return nil
 	}
 	a.daemon(c)
