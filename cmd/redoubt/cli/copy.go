@@ -178,7 +178,7 @@ func (c *copying) send(ctx context.Context, from string, to place) error {
 	}
 	switch {
 	case packed != nil && !errors.Is(packed, io.ErrClosedPipe):
-		return fmt.Errorf("cp: %w", packed)
+		return fmt.Errorf("cp: %w; what was copied to %s:%s so far is incomplete", packed, instance, to.path)
 	case err != nil:
 		return fmt.Errorf("%s: %w", what, err)
 	case code != 0:
@@ -232,7 +232,14 @@ func (c *copying) exec(ctx context.Context, name string, command []string, stdin
 		case *redoubtv1.ExecResponse_Started:
 			if instance == "" {
 				instance = m.Started
-				wg.Go(func() { x.feed(stdin) })
+				wg.Go(func() {
+					if x.feed(stdin) != nil {
+						// Half of a file must not look like all of it. Any end of
+						// the stream that is not a break is an end of input to the
+						// program inside; this has the node kill it.
+						cancel()
+					}
+				})
 			}
 		case *redoubtv1.ExecResponse_Stdout:
 			if _, err := stdout.Write(m.Stdout); err != nil {
@@ -248,8 +255,9 @@ func (c *copying) exec(ctx context.Context, name string, command []string, stdin
 	}
 }
 
-// feed passes r on as standard input and then ends it.
-func (x *execution) feed(r io.Reader) {
+// feed passes r on as standard input and then ends it, unless r cannot be read to
+// its end: that is its error.
+func (x *execution) feed(r io.Reader) error {
 	if r != nil {
 		buf := make([]byte, 32<<10)
 		for {
@@ -257,20 +265,19 @@ func (x *execution) feed(r io.Reader) {
 			if n > 0 {
 				data := append([]byte(nil), buf[:n]...)
 				if x.send(&redoubtv1.ExecRequest{Message: &redoubtv1.ExecRequest_Stdin{Stdin: data}}) != nil {
-					return
+					return nil // Recv has the reason
 				}
 			}
 			if errors.Is(err, io.EOF) {
 				break
 			}
 			if err != nil {
-				// Half of a file must not look like all of it: tar sees no end.
-				_ = x.stream.CloseSend()
-				return
+				return err
 			}
 		}
 	}
 	_ = x.send(&redoubtv1.ExecRequest{Message: &redoubtv1.ExecRequest_CloseStdin{CloseStdin: true}})
+	return nil
 }
 
 // printable makes one line of what an instance said, without what would change

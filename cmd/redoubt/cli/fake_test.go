@@ -54,6 +54,10 @@ type world struct {
 	changed   chan struct{}
 	revision  uint64
 	renewals  int
+	// tarReads, if set, is called at each message to a tar; tarEnds has how its
+	// input ended: io.EOF, or the break of the stream.
+	tarReads func()
+	tarEnds  chan error
 	// fail, if set, answers a method's next calls.
 	fail func(method string) error
 }
@@ -584,6 +588,17 @@ func (s fakeServer) Exec(stream grpc.BidiStreamingServer[redoubtv1.ExecRequest, 
 				}
 			}
 		}
+	case "tar":
+		for err == nil {
+			var m *redoubtv1.ExecRequest
+			if m, err = stream.Recv(); err == nil && m.GetCloseStdin() {
+				err = io.EOF
+			}
+			if err == nil && s.tarReads != nil {
+				s.tarReads()
+			}
+		}
+		s.tarEnds <- err
 	case "cat":
 		for err == nil {
 			var m *redoubtv1.ExecRequest
