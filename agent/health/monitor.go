@@ -64,13 +64,15 @@ func New(d Deps) *Monitor {
 }
 
 // Set names everything that is to be watched from now on, uids each once. An
-// attempt that is watched already goes on.
+// attempt that is watched already goes on; its next question goes to the address
+// that it has now.
 func (m *Monitor) Set(targets []Target) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	next, differs := make(map[string]Target, len(targets)), len(targets) != len(m.targets)
 	for _, t := range targets {
 		if old, ok := m.targets[t.UID]; ok && old.Attempt == t.Attempt {
+			old.Address = t.Address
 			t = old
 		} else {
 			differs = true
@@ -196,9 +198,13 @@ func (a *attempt) verdict() Verdict {
 	return a.state.Verdict()
 }
 
+// voidTold is how many questions in a row that could not be put are warned of,
+// once. One may be a runtime that restarts.
+const voidTold = 5
+
 // repeat puts one probe again and again.
 func (m *Monitor) repeat(ctx context.Context, t Target, a *attempt, k Kind) {
-	p := t.Probes.of(k)
+	p, void := t.Probes.of(k), 0
 	for {
 		at, ok, v, moved := a.due(k)
 		if v.Dead != "" || k == Startup && v.Up {
@@ -232,7 +238,7 @@ func (m *Monitor) repeat(ctx context.Context, t Target, a *attempt, k Kind) {
 			}
 		}
 		asking, cancel := context.WithTimeout(ctx, p.Timeout)
-		o := m.ask(asking, t, p)
+		o := m.ask(asking, m.addressed(t), p)
 		cancel()
 		if p.Exec != nil {
 			<-a.inside
@@ -240,10 +246,26 @@ func (m *Monitor) repeat(ctx context.Context, t Target, a *attempt, k Kind) {
 		if ctx.Err() != nil {
 			return // the answer may be of its end
 		}
+		if void++; !o.Void {
+			void = 0
+		}
+		if void == voidTold {
+			m.d.Log.Warn("a probe cannot be put, so nothing is known of the instance's health", "instance", t.Instance, "uid", t.UID, "probe", k.String()+": "+p.String(), "times", void)
+		}
 		if a.take(k, o) {
 			m.report(t, a)
 		}
 	}
+}
+
+// addressed is t with the address that Set gave last.
+func (m *Monitor) addressed(t Target) Target {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if now, ok := m.targets[t.UID]; ok && now.Attempt == t.Attempt {
+		t.Address = now.Address
+	}
+	return t
 }
 
 func (m *Monitor) report(t Target, a *attempt) {

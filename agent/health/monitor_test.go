@@ -267,3 +267,40 @@ func TestGRPC(t *testing.T) {
 		t.Errorf("nobody listens: %q", o.Why)
 	}
 }
+
+// An attempt that gets its address late, or another one, is asked there; until
+// then nobody is condemned, and the node's log says once that nothing is known.
+func TestAQuestionGoesToTheAddressOfNow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log strings.Builder
+		var at atomic.Value
+		m := New(Deps{Log: slog.New(slog.NewTextHandler(&log, nil)), Dial: func(_ context.Context, a netip.AddrPort) (net.Conn, error) {
+			at.Store(a.Addr().String())
+			here, there := net.Pipe()
+			there.Close()
+			return here, nil
+		}})
+		stop := run(t, m)
+		target := Target{UID: "a", Attempt: 1, Probes: Probes{Readiness: &Probe{TCP: 80, Period: time.Second, Timeout: time.Second, Success: 1, Failure: 1}}}
+		m.Set([]Target{target})
+		time.Sleep(time.Minute)
+		if r, ok := m.Reports()["a"]; ok {
+			t.Errorf("without an address it is %+v", r)
+		}
+		for _, address := range []string{"10.88.0.2", "10.88.0.3"} {
+			target.Address = address
+			m.Set([]Target{target})
+			time.Sleep(3 * time.Second)
+			if at.Load() != address {
+				t.Errorf("asked at %v, and it has %s", at.Load(), address)
+			}
+		}
+		if r := m.Reports()["a"]; r.NotReady != "" {
+			t.Errorf("it answers and is %+v", r)
+		}
+		stop()
+		if n := strings.Count(log.String(), "level=WARN"); n != 1 {
+			t.Errorf("%d warnings:\n%s", n, log.String())
+		}
+	})
+}
