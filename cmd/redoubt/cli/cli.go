@@ -122,11 +122,12 @@ func complaint(err error) string {
 	return "redoubt: " + plain(err)
 }
 
-// plain is an error's text without gRPC's wrapping.
+// plain is an error's text without gRPC's wrapping and without anything that a
+// terminal would obey: it may be a server's or a node's.
 func plain(err error) string {
 	s, ok := status.FromError(err)
 	if !ok || s.Code() == codes.OK {
-		return err.Error()
+		return cleanLines(err.Error())
 	}
 	// FromError of a wrapped status puts the wrapping's text into the message,
 	// with the inner error's in full.
@@ -136,7 +137,7 @@ func plain(err error) string {
 		_, desc, _ := strings.Cut(inner, " desc = ")
 		msg = before + desc
 	}
-	return msg
+	return cleanLines(msg)
 }
 
 func (a *app) root() *cobra.Command {
@@ -234,7 +235,7 @@ func (a *app) namespaced(c *cobra.Command) *cobra.Command {
 // say reports progress, for people only.
 func (a *app) say(format string, args ...any) {
 	if !a.quiet {
-		fmt.Fprintf(a.Stderr, format+"\n", args...)
+		fmt.Fprintln(a.Stderr, cleanLines(fmt.Sprintf(format, args...)))
 	}
 }
 

@@ -166,7 +166,7 @@ func (o *output) eventLines(events []*redoubtv1.Event) error {
 			}
 			line = compact(raw)
 		case "name":
-			line = eventObject(e)
+			line = clean(eventObject(e))
 		default:
 			line = o.eventLine(e)
 		}
@@ -180,9 +180,9 @@ func (o *output) eventLines(events []*redoubtv1.Event) error {
 func (o *output) eventLine(e *redoubtv1.Event) string {
 	pad := func(c cell, n int) string { return o.paint(c) + strings.Repeat(" ", max(n-width(c.text), 0)) }
 	at := e.GetLast().AsTime().Local().Format("15:04:05")
-	message := e.GetMessage()
+	message := clean(e.GetMessage())
 	if o.format == "wide" {
-		message = strings.TrimSpace(fmt.Sprintf("%s (by %s, on %s)", message, e.GetBy(), orDash(e.GetNode())))
+		message = strings.TrimSpace(fmt.Sprintf("%s (by %s, on %s)", message, clean(e.GetBy()), clean(orDash(e.GetNode()))))
 	}
 	object, reason := cell{text: eventObject(e)}, eventReason(e)
 	s := at + "  " + pad(object, 16) + "  " + pad(reason, 16) + "  "

@@ -97,6 +97,8 @@ func columns(indent string, rows [][]string) string {
 	var widths []int
 	for _, r := range rows {
 		for i, c := range r {
+			c = clean(c)
+			r[i] = c
 			if i == len(widths) {
 				widths = append(widths, 0)
 			}
@@ -132,7 +134,7 @@ func groups(gs []*redoubtv1.ReasonGroup, total int) string {
 		count := plural(len(g.GetNodes()), "node", "nodes")
 		label := "  " + count + strings.Repeat(" ", counts-width(count)+2)
 		if inline {
-			fmt.Fprintf(&b, "%s%s%s   %s\n", label, g.GetReason(), strings.Repeat(" ", reasons-width(g.GetReason())), list(g.GetNodes(), 0))
+			fmt.Fprintf(&b, "%s%s%s   %s\n", label, clean(g.GetReason()), strings.Repeat(" ", reasons-width(g.GetReason())), clean(list(g.GetNodes(), 0)))
 			continue
 		}
 		b.WriteString(hang(label, g.GetReason(), total))
@@ -148,7 +150,7 @@ func rejections(rs []*redoubtv1.Rejection, width int) string {
 	for _, r := range rs {
 		if r.GetNode() != node {
 			node = r.GetNode()
-			fmt.Fprintf(&b, "\n%s (%s)\n", node, r.GetSite())
+			fmt.Fprintf(&b, "\n%s (%s)\n", clean(node), clean(r.GetSite()))
 		}
 		text := r.GetReason()
 		if r.GetRuntime() != "" {

@@ -156,16 +156,16 @@ func (l *logReading) once(ctx context.Context, f *connection) (wrote bool, err e
 		wrote = true
 		if m.GetError() != "" {
 			l.broken++
-			fmt.Fprintf(l.Stderr, "redoubt: logs of %s: %s\n", m.GetInstance(), m.GetError())
+			fmt.Fprintf(l.Stderr, "redoubt: logs of %s: %s\n", clean(m.GetInstance()), clean(m.GetError()))
 		}
 		if m.GetNotice() != "" {
-			fmt.Fprintf(l.Stderr, "redoubt: logs of %s: %s\n", m.GetInstance(), m.GetNotice())
+			fmt.Fprintf(l.Stderr, "redoubt: logs of %s: %s\n", clean(m.GetInstance()), clean(m.GetNotice()))
 		}
 		if n := m.GetDropped(); n > 0 {
 			if err := l.out.cut(m.GetInstance()); err != nil {
 				return wrote, writeError{err}
 			}
-			fmt.Fprintf(l.Stderr, "redoubt: logs of %s: at least %sB are missing here: the node no longer keeps them\n", m.GetInstance(), size(int64(n)))
+			fmt.Fprintf(l.Stderr, "redoubt: logs of %s: at least %sB are missing here: the node no longer keeps them\n", clean(m.GetInstance()), size(int64(n)))
 		}
 		if err := l.out.write(m.GetInstance(), m.GetData(), m.GetTime()); err != nil {
 			return wrote, writeError{err}

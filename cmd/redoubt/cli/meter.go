@@ -39,6 +39,7 @@ func (m *meter) show(done, total int, text string) {
 		return
 	}
 	m.last = text
+	text = cleanLines(text)
 	if m.width == 0 {
 		fmt.Fprintln(m.w, text)
 		return
@@ -55,7 +56,7 @@ func (m *meter) show(done, total int, text string) {
 // end leaves the last words where the bar was.
 func (m *meter) end() {
 	if m.open {
-		fmt.Fprint(m.w, "\r\x1b[K"+m.last+"\n")
+		fmt.Fprint(m.w, "\r\x1b[K"+cleanLines(m.last)+"\n")
 		m.open = false
 	}
 }

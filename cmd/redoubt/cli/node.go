@@ -61,7 +61,7 @@ func (a *app) nodeStatusCommand() *cobra.Command {
 func (a *app) showNode(out *output, resp *redoubtv1.GetNodeResponse) error {
 	n, width := resp.GetNode(), a.prose()
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s  site %s  %s\n", out.paint(cell{n.GetId(), bold}), n.GetSite(), out.paint(marked(nodeState(n))))
+	fmt.Fprintf(&b, "%s  site %s  %s\n", out.paint(cell{n.GetId(), bold}), clean(n.GetSite()), out.paint(marked(nodeState(n))))
 	if n.GetHint() != "" {
 		b.WriteString(hang("  ", n.GetHint(), width))
 	}

@@ -172,12 +172,12 @@ func (t *table) row(name string, cells ...any) {
 	for i, c := range cells {
 		switch c := c.(type) {
 		case cell:
-			row[i] = c
+			row[i] = cell{clean(c.text), c.colour}
 		default:
-			row[i] = cell{text: fmt.Sprint(c)}
+			row[i] = cell{text: clean(fmt.Sprint(c))}
 		}
 	}
-	t.names, t.rows = append(t.names, name), append(t.rows, row)
+	t.names, t.rows = append(t.names, clean(name)), append(t.rows, row)
 }
 
 // empty is what a table without rows says, on a person's screen only.
@@ -240,7 +240,9 @@ const (
 	reset  = "\x1b[0m"
 )
 
+// paint is the only way to a colour: what else looks like one is cleaned away.
 func (o *output) paint(c cell) string {
+	c.text = clean(c.text)
 	if !o.colour || c.colour == "" || c.text == "" {
 		return c.text
 	}

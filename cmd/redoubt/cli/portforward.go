@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -17,8 +19,7 @@ import (
 	redoubtv1 "redoubt.dev/redoubt/proto/redoubt/v1"
 )
 
-// forwardsAtOnce bounds the connections of one command; more wait to be
-// accepted. A server takes 256 streams of one connection.
+// forwardsAtOnce bounds the connections of one command; more wait. A server takes 256 streams of one connection.
 const forwardsAtOnce = 200
 
 func (a *app) portForwardCommand() *cobra.Command {
@@ -121,7 +122,7 @@ func (w *forwarding) run(ctx context.Context, addresses []string, ports []portPa
 	defer cancel()
 	for _, l := range listeners {
 		defer context.AfterFunc(ctx, func() { l.Close() })()
-		fmt.Fprintf(w.Stdout, "Forwarding from %s to port %d of %s\n", l.Addr(), l.remote, m.GetConnected())
+		fmt.Fprintf(w.Stdout, "Forwarding from %s to port %d of %s\n", l.Addr(), l.remote, clean(m.GetConnected()))
 	}
 	failed := make(chan error, len(listeners))
 	for _, l := range listeners {
@@ -186,20 +187,42 @@ func listenCause(err error) error {
 	return err
 }
 
+// acceptPause is how long a lack of files or memory is left to pass.
+const acceptPause = 200 * time.Millisecond
+
+// passing tells whether an accept that failed may do when it is tried again.
+func passing(err error) bool {
+	return slices.ContainsFunc([]error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ECONNABORTED, syscall.EINTR}, func(is error) bool { return errors.Is(err, is) })
+}
+
 func (w *forwarding) accept(ctx context.Context, l listener, wg *sync.WaitGroup) error {
 	for {
+		conn, err := l.Accept()
+		switch {
+		case ctx.Err() != nil:
+			if err == nil {
+				conn.Close()
+			}
+			return ctx.Err()
+		case passing(err):
+			// The connection waits in the queue of the kernel.
+			w.complain(l.remote, fmt.Errorf("accept on %s: %w; trying again", l.Addr(), listenCause(err)))
+			select {
+			case <-time.After(acceptPause):
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+			continue
+		case err != nil:
+			return fmt.Errorf("port-forward: accept on %s: %w", l.Addr(), err)
+		}
+		// Only what is accepted takes a slot: listeners that nobody calls take none
+		// away from the others. Each holds at most one connection that waits here.
 		select {
 		case w.slots <- struct{}{}:
 		case <-ctx.Done():
+			conn.Close()
 			return ctx.Err()
-		}
-		conn, err := l.Accept()
-		if err != nil {
-			<-w.slots
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
-			return fmt.Errorf("port-forward: accept on %s: %w", l.Addr(), err)
 		}
 		wg.Go(func() {
 			defer func() { <-w.slots }()

@@ -58,7 +58,7 @@ func (o *output) heading(w *redoubtv1.StoredWorkload, width int) string {
 	s, st := w.GetSpec(), w.GetStatus()
 	var b strings.Builder
 	phase := orDash(workloadPhase(st.GetPhase()))
-	fmt.Fprintf(&b, "%s  %s  %s, %s\n", o.paint(cell{named(s.GetNamespace(), s.GetName()), bold}), s.GetKind(), o.paint(marked(phase)), ready(w))
+	fmt.Fprintf(&b, "%s  %s  %s, %s\n", o.paint(cell{named(s.GetNamespace(), s.GetName()), bold}), clean(s.GetKind()), o.paint(marked(phase)), ready(w))
 	floor, prefer := floorOf(s), preferOf(s)
 	by := ""
 	if w.GetUpdatedBy() != "" {

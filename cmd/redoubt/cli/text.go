@@ -4,10 +4,36 @@ import (
 	"fmt"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"redoubt.dev/redoubt/control/fleet"
 )
+
+// clean makes text that came from a server, a node or an instance fit for a
+// terminal: what would move the cursor, change colours or turn the direction of
+// writing is a question mark. It is one line.
+func clean(s string) string { return strings.Map(cleanRune, s) }
+
+// cleanLines is clean for text that may be lines.
+func cleanLines(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r == '\n' {
+			return r
+		}
+		return cleanRune(r)
+	}, s)
+}
+
+func cleanRune(r rune) rune {
+	switch {
+	case r == '\n' || r == '\t':
+		return ' '
+	case unicode.IsControl(r), unicode.Is(unicode.Bidi_Control, r), r == '\u2028', r == '\u2029', r == utf8.RuneError:
+		return '?'
+	}
+	return r
+}
 
 func width(s string) int { return utf8.RuneCountInString(s) }
 
@@ -26,6 +52,7 @@ func wrap(text string, n int) []string {
 	var lines []string
 	line := ""
 	for _, word := range strings.Fields(text) {
+		word = clean(word)
 		switch {
 		case line == "":
 			line = word
