@@ -37,10 +37,10 @@ func (p *probed) host() Host {
 			return isolation.Host{BootID: "b", MemoryBytes: 1 << 30, KVM: isolation.KVM{Verdict: isolation.KVMParavirtual, Rate: p.rate, Reason: time.Now().String()}}, p.err
 		},
 		Findings: func(context.Context, isolation.Host) ([]isolation.Finding, error) {
+			time.Sleep(time.Second) // without the lock: a bubble's time stands still while one is waited for
 			p.mu.Lock()
 			defer p.mu.Unlock()
 			p.rounds++
-			time.Sleep(time.Second)
 			return []isolation.Finding{{Runtime: "runc", Class: isolation.ClassContainer, State: p.state, Age: 500 * time.Millisecond}}, nil
 		},
 	}

@@ -32,8 +32,8 @@ check "generated code" integration/generated.sh
 check "lint" make --no-print-directory lint
 
 # What the race detector cannot take: tests that trace other processes, that
-# measure time against a kernel, or that run real sandboxes for minutes.
-without_race='/(isolation/probe/kvm|isolation/surface|agent/containerd|agent/canary|deploy/runtimes|integration/.*)$'
+# measure time against a kernel or memory, or that run real sandboxes for minutes.
+without_race='/(isolation/probe/kvm|isolation/surface|agent/containerd|agent/canary|deploy/runtimes|integration|integration/.*)$'
 all=$(go list ./... | grep -v '/integration/net$')
 mapfile -t raced < <(grep -Ev "$without_race" <<<"$all")
 mapfile -t plain < <(grep -E "$without_race" <<<"$all")
