@@ -190,6 +190,8 @@ func (a *app) root() *cobra.Command {
 	for _, c := range root.Commands() {
 		if c.Name() == "completion" {
 			c.RemoveCommand(subcommand(c, "powershell")) // agents and servers are Linux
+			c.Args = nounArgs
+			c.RunE = func(c *cobra.Command, _ []string) error { return c.Help() }
 		}
 	}
 	root.SetUsageTemplate(strings.NewReplacer(
@@ -244,9 +246,9 @@ func names(least, most int, what string) cobra.PositionalArgs {
 	return func(c *cobra.Command, args []string) error {
 		switch {
 		case len(args) < least:
-			return fmt.Errorf("%s: name %s; usage: %s", c.CommandPath(), what, c.UseLine())
+			return fmt.Errorf("%s: name %s; usage: %s", verbPath(c), what, c.UseLine())
 		case most >= 0 && len(args) > most:
-			return fmt.Errorf("%s: %q is one argument too many; usage: %s", c.CommandPath(), args[most], c.UseLine())
+			return fmt.Errorf("%s: %q is one argument too many; usage: %s", verbPath(c), args[most], c.UseLine())
 		}
 		return nil
 	}

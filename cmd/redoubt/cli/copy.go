@@ -30,7 +30,7 @@ func (a *app) copyCommand() *cobra.Command {
 			"sockets are left out and named. A local path with a colon is written ./a:b.",
 		Args: func(c *cobra.Command, args []string) error {
 			if len(args) != 2 {
-				return fmt.Errorf("cp: name a source and a destination; usage: %s", c.UseLine())
+				return fmt.Errorf("cp: name a source and a destination, as in `redoubt cp web:/etc/app.conf .`; usage: %s", c.UseLine())
 			}
 			return nil
 		},
@@ -46,7 +46,11 @@ func (a *app) copyCommand() *cobra.Command {
 		case !fromInside && !toInside:
 			return fmt.Errorf("cp: neither side is inside of an instance; write it NAME:PATH, as in web:%s", args[1])
 		case from.path == "" || to.path == "":
-			return fmt.Errorf("cp: %q names no path; write NAME:PATH, as in %s:/etc", args[0], max(from.name, to.name))
+			empty := args[0]
+			if from.path != "" {
+				empty = args[1]
+			}
+			return fmt.Errorf("cp: %q names no path; write NAME:PATH, as in %s:/etc", empty, max(from.name, to.name, "web"))
 		}
 		return a.with(c.Context(), func(ctx context.Context, f *connection) error {
 			cp := &copying{app: a, fleet: f}

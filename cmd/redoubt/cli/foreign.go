@@ -61,6 +61,9 @@ func nounArgs(c *cobra.Command, args []string) error {
 	if near := fleet.Nearest(args[0], verbs); near != "" {
 		return fmt.Errorf("%s. Did you mean %q?", msg, near)
 	}
+	if !c.HasParent() { // too many for a line
+		return fmt.Errorf("%s; `redoubt --help` lists them", msg)
+	}
 	return fmt.Errorf("%s; it is one of %s", msg, strings.Join(verbs, ", "))
 }
 

@@ -7,9 +7,23 @@ import (
 	"redoubt.dev/redoubt/deploy/install"
 )
 
-// showSteps prints all that would be done, with modes and contents.
+// showSteps prints all that would be done, with modes and contents; pages that
+// would go as one.
 func (a *app) showSteps(steps []install.Step) {
+	pages := 0
 	for _, s := range steps {
+		if s.Verb == install.Remove && isPage(s.What) {
+			pages++
+		}
+	}
+	for _, s := range steps {
+		if s.Verb == install.Remove && isPage(s.What) {
+			if pages > 0 {
+				a.showStep(install.Step{Verb: s.Verb, What: plural(pages, "manual page or completion", "manual pages and completions") + " below /usr/local/share"}, "")
+			}
+			pages = 0
+			continue
+		}
 		mode := ""
 		if s.Mode != 0 {
 			mode = fmt.Sprintf("%04o", s.Mode)

@@ -39,10 +39,10 @@ func (a *app) portForwardCommand() *cobra.Command {
 	addresses := c.Flags().StringSlice("address", []string{"localhost"}, "listen on that `ADDRESS`; may be repeated")
 	c.Args = func(c *cobra.Command, args []string) error {
 		if len(args) == 0 {
-			return fmt.Errorf("%s: name an instance or workload; usage: %s", c.CommandPath(), c.UseLine())
+			return fmt.Errorf("%s: name an instance or workload; usage: %s", verbPath(c), c.UseLine())
 		}
 		if len(args) == 1 {
-			return fmt.Errorf("%s: name a port: redoubt port-forward %s 8080:80", c.CommandPath(), args[0])
+			return fmt.Errorf("%s: name a port: redoubt port-forward %s 8080:80", verbPath(c), args[0])
 		}
 		return nil
 	}

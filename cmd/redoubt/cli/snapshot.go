@@ -29,12 +29,15 @@ func (a *app) snapshotSaveCommand() *cobra.Command {
 	a.client(c)
 	stale := c.Flags().Bool("stale", false, "take what the asked server has, where there is no leader to ask what is current")
 	c.RunE = func(c *cobra.Command, args []string) error {
+		if dir := filepath.Dir(args[0]); !exists(dir) {
+			return fmt.Errorf("save a snapshot: there is no directory %s; make it first", dir)
+		}
 		return a.with(c.Context(), func(ctx context.Context, f *connection) error {
 			meta, err := saveSnapshot(ctx, f, *stale, args[0])
 			if err != nil {
 				return fmt.Errorf("save a snapshot: %w", err)
 			}
-			_, err = fmt.Fprintf(a.Stdout, "%s saved: log index %d, %s of state, SHA-256 %s\n", args[0], meta.Index, size(meta.Size), meta.SHA256)
+			_, err = fmt.Fprintf(a.Stdout, "%s saved: log index %d, %sB of state, SHA-256 %s\n", args[0], meta.Index, size(meta.Size), meta.SHA256)
 			return err
 		})
 	}
@@ -124,7 +127,7 @@ func (a *app) snapshotInspectCommand() *cobra.Command {
 				{"Log index", fmt.Sprintf("%d, term %d", meta.Index, meta.Term)},
 				{"Servers", strings.Join(servers, ", ")},
 				{"Holds", fmt.Sprintf("%d nodes, %d workloads, %d instances", len(v.Nodes(nil)), len(v.Workloads(nil, "")), len(v.Instances(nil)))},
-				{"SHA-256", meta.SHA256 + " of " + size(meta.Size) + ", as written"},
+				{"SHA-256", meta.SHA256 + " of " + size(meta.Size) + "B, as written"},
 			} {
 				if _, err := fmt.Fprintf(a.Stdout, "%-10s %s\n", row[0], row[1]); err != nil {
 					return err
