@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -37,7 +38,6 @@ func (gigabyte) Marshal(any) (mem.BufferSlice, error) {
 // TestNoCallerExhaustsAServer: what a hostile user and a hostile node send over
 // real connections is refused or waits, and another user is served meanwhile.
 func TestNoCallerExhaustsAServer(t *testing.T) {
-	t.Parallel()
 	c := newCluster(t, "s1")
 	node := c.node("s1", "oslo-1", "oslo")
 	mallory, err := identity.UserID(td, "mallory")
@@ -116,6 +116,52 @@ func TestNoCallerExhaustsAServer(t *testing.T) {
 		wg.Wait()
 		if n := others.Load(); n > 0 {
 			t.Errorf("%d ended otherwise", n)
+		}
+	})
+
+	t.Run("connections that say nothing", func(t *testing.T) {
+		var silent []net.Conn
+		defer func() {
+			for _, conn := range silent {
+				conn.Close()
+			}
+		}()
+		from := func(source byte, n int, address string) {
+			d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, source)}}
+			for range n {
+				conn, err := d.DialContext(c.ctx(), "tcp", address)
+				if err != nil {
+					t.Fatal(err)
+				}
+				silent = append(silent, conn)
+			}
+		}
+		for source := byte(2); source < 12; source++ {
+			from(source, 128, c.servers["s1"].addresses.Enroll)
+		}
+		served("a flood of enrolments")
+		// As many as there are places for strangers: the server's own address
+		// has others.
+		for source := byte(20); source < 52; source++ {
+			from(source, 64, c.servers["s1"].addresses.API)
+		}
+		// Its list of servers is looked at each second; the silent are let go
+		// after ten.
+		served := func() error {
+			ctx, cancel := context.WithTimeout(c.ctx(), 2*time.Second)
+			defer cancel()
+			_, err := c.fleet().ListWorkloads(ctx, &redoubtv1.ListWorkloadsRequest{})
+			return err
+		}
+		err := served()
+		for end := time.Now().Add(6 * time.Second); err != nil && time.Now().Before(end); err = served() {
+			time.Sleep(100 * time.Millisecond)
+		}
+		if err != nil {
+			t.Errorf("the administrator is not served during a flood of handshakes: %v", err)
+		}
+		if n := c.metric("s1", "redoubt_server_refused_total", "handshakes"); n < 10*96 {
+			t.Errorf("%v handshakes were refused", n)
 		}
 	})
 
@@ -225,7 +271,6 @@ func (c *cluster) applied() uint64 {
 
 // TestFiveServersVoteAndASixthIsRefused: with two of five gone the fleet goes on.
 func TestFiveServersVoteAndASixthIsRefused(t *testing.T) {
-	t.Parallel()
 	c := newCluster(t, "s1", "s2", "s3", "s4", "s5")
 	sixth := c.newServer("s6")
 	err := Join(c.ctx(), JoinConfig{Dir: sixth.dir, ID: "s6", Addresses: sixth.addresses, Token: c.token(&redoubtv1.CreateJoinTokenRequest{Role: "server"}), Version: "test", Log: c.log()})

@@ -10,12 +10,15 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"redoubt.dev/redoubt/identity"
 )
 
 const (
 	handshakeTimeout = 10 * time.Second
-	// maxStrangers bounds connections that have not shown who they are.
-	maxStrangers = 256
+	// maxStrangers bounds connections that have not shown who they are, in all
+	// and from one address; keptStrangers of them are for addresses of servers.
+	maxStrangers, maxStrangersEach, keptStrangers = 512, 32, 64
 )
 
 // Security authenticates connections; each function closes raw when it fails.
@@ -33,7 +36,7 @@ type Layer struct {
 	listener  net.Listener
 	security  Security
 	dial      func(ctx context.Context, network, address string) (net.Conn, error)
-	strangers atomic.Int32
+	strangers *identity.Gate
 
 	mu     sync.Mutex
 	closed bool
@@ -49,7 +52,7 @@ func NewLayer(listener net.Listener, security Security, dial func(ctx context.Co
 	if dial == nil {
 		dial = (&net.Dialer{}).DialContext
 	}
-	return &Layer{listener: listener, security: security, dial: dial, open: map[*layerConn]bool{}}
+	return &Layer{listener: listener, security: security, dial: dial, strangers: identity.NewGate(maxStrangers, maxStrangersEach, keptStrangers), open: map[*layerConn]bool{}}
 }
 
 // Accept returns the next connection before its peer is known: the handshake is
@@ -61,20 +64,21 @@ func (l *Layer) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		if l.strangers.Load() >= maxStrangers {
+		leave, err := l.strangers.Enter(raw.RemoteAddr())
+		if err != nil {
 			raw.Close()
 			continue
 		}
 		c := &layerConn{Conn: raw, layer: l}
-		l.strangers.Add(1)
 		c.shake = sync.OnceValue(func() error {
-			defer l.strangers.Add(-1)
+			defer leave()
 			ctx, cancel := context.WithTimeout(context.Background(), handshakeTimeout)
 			defer cancel()
 			secure, err := l.security.Server(ctx, raw)
 			if err != nil {
 				return fmt.Errorf("refuse Raft connection from %s: %w", raw.RemoteAddr(), err)
 			}
+			l.strangers.Know(raw.RemoteAddr()) // only servers are let in
 			c.secure = secure
 			return nil
 		})
@@ -100,6 +104,7 @@ func (l *Layer) Dial(address raft.ServerAddress, timeout time.Duration) (net.Con
 	if err != nil {
 		return nil, fmt.Errorf("connect Raft to %s: %w", address, err)
 	}
+	l.strangers.Know(raw.RemoteAddr())
 	c := &layerConn{Conn: raw, layer: l, secure: secure, dialled: true, shake: func() error { return nil }}
 	if l.security.DrainAt != nil {
 		c.drainAt = l.security.DrainAt(secure)

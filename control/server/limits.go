@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -42,8 +43,12 @@ const (
 	// one node or user; servers are not counted.
 	maxConnections, maxConnectionsEach = 16_384, 512
 	// maxHandshakes bounds those that have not shown who they are, in all and
-	// from one address.
-	maxHandshakes, maxHandshakesEach = 1024, 128
+	// from one address; keptHandshakes of them are for addresses of servers.
+	// Enrolment counts its own, so that strangers there cost the API nothing;
+	// so does Raft (consensus.Layer). handshakeWithin ends one.
+	maxHandshakes, maxHandshakesEach, keptHandshakes = 2048, 64, 128
+	maxEnrolHandshakes, maxEnrolHandshakesEach       = 512, 32
+	handshakeWithin                                  = 10 * time.Second
 	// maxCallsEach bounds the calls at once of one node or user, over all its
 	// connections.
 	maxCallsEach = 2048
@@ -82,10 +87,10 @@ type admission struct {
 	mu         sync.Mutex
 	total      int
 	each       map[identity.ID]*usage
-	handshakes int
-	from       map[string]int
 	strangers  int
-	strangerAt map[string]int
+	strangerAt map[netip.Prefix]int
+	// api and enrol let in who has not shown who they are.
+	api, enrol *identity.Gate
 	// refused is told of each refusal, with the name of its limit; it must not
 	// block.
 	refused func(limit string)
@@ -99,7 +104,11 @@ type usage struct {
 }
 
 func newAdmission() *admission {
-	return &admission{each: map[identity.ID]*usage{}, from: map[string]int{}, strangerAt: map[string]int{}, refused: func(string) {}}
+	return &admission{
+		each: map[identity.ID]*usage{}, strangerAt: map[netip.Prefix]int{}, refused: func(string) {},
+		api:   identity.NewGate(maxHandshakes, maxHandshakesEach, keptHandshakes),
+		enrol: identity.NewGate(maxEnrolHandshakes, maxEnrolHandshakesEach, 0),
+	}
 }
 
 // of returns the caller's usage; it needs mu.
@@ -122,27 +131,6 @@ func (a *admission) of(id identity.ID, now time.Time) *usage {
 // busy for others would be kept from working.
 func metered(id identity.ID) bool {
 	return id.Kind() == identity.KindNode || id.Kind() == identity.KindUser
-}
-
-func (a *admission) handshake(address string) error {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.handshakes >= maxHandshakes || a.from[address] >= maxHandshakesEach {
-		a.refused("handshakes")
-		return fmt.Errorf("%d connections are being opened, %d of them from %s: at most %d and %d", a.handshakes, a.from[address], address, maxHandshakes, maxHandshakesEach)
-	}
-	a.handshakes++
-	a.from[address]++
-	return nil
-}
-
-func (a *admission) handshaken(address string) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.handshakes--
-	if a.from[address]--; a.from[address] == 0 {
-		delete(a.from, address)
-	}
 }
 
 func (a *admission) connect(id identity.ID) error {
@@ -170,24 +158,24 @@ func (a *admission) disconnect(id identity.ID) {
 }
 
 // meet admits a connection of somebody without a certificate.
-func (a *admission) meet(address string) error {
+func (a *admission) meet(from netip.Prefix) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.strangers >= maxStrangers || a.strangerAt[address] >= maxStrangersEach {
+	if a.strangers >= maxStrangers || a.strangerAt[from] >= maxStrangersEach {
 		a.refused("strangers")
-		return fmt.Errorf("%d connections without a certificate are open, %d of them from %s: at most %d and %d", a.strangers, a.strangerAt[address], address, maxStrangers, maxStrangersEach)
+		return fmt.Errorf("%d connections without a certificate are open, %d of them from %s: at most %d and %d", a.strangers, a.strangerAt[from], from, maxStrangers, maxStrangersEach)
 	}
 	a.strangers++
-	a.strangerAt[address]++
+	a.strangerAt[from]++
 	return nil
 }
 
-func (a *admission) part(address string) {
+func (a *admission) part(from netip.Prefix) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.strangers--
-	if a.strangerAt[address]--; a.strangerAt[address] == 0 {
-		delete(a.strangerAt, address)
+	if a.strangerAt[from]--; a.strangerAt[from] == 0 {
+		delete(a.strangerAt, from)
 	}
 }
 
@@ -249,28 +237,31 @@ var unary = func() map[string]bool {
 type counted struct {
 	credentials.TransportCredentials
 	admission *admission
+	gate      *identity.Gate
 	refused   func(net.Addr, error)
 }
 
 func (c counted) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	address := raw.RemoteAddr().String()
-	if host, _, err := net.SplitHostPort(address); err == nil {
-		address = host
-	}
-	if err := c.admission.handshake(address); err != nil {
+	leave, err := c.gate.Enter(raw.RemoteAddr())
+	if err != nil {
+		c.admission.refused("handshakes")
 		return c.refuse(raw, err)
 	}
-	defer c.admission.handshaken(address)
+	defer leave()
 	conn, info, err := c.TransportCredentials.ServerHandshake(raw)
 	if err != nil {
 		return nil, nil, err
 	}
 	id, err := identity.PeerID(peer.NewContext(context.Background(), &peer.Peer{Addr: raw.RemoteAddr(), AuthInfo: info}))
 	if err != nil { // first contact: nobody yet
-		if err := c.admission.meet(address); err != nil {
+		from := identity.Origin(raw.RemoteAddr())
+		if err := c.admission.meet(from); err != nil {
 			return c.refuse(conn, err)
 		}
-		return &countedConn{Conn: conn, gone: func() { c.admission.part(address) }}, info, nil
+		return &countedConn{Conn: conn, gone: func() { c.admission.part(from) }}, info, nil
+	}
+	if id.Kind() == identity.KindServer {
+		c.gate.Know(raw.RemoteAddr())
 	}
 	if err := c.admission.connect(id); err != nil {
 		return c.refuse(conn, err)
@@ -284,7 +275,7 @@ func (c counted) refuse(conn net.Conn, err error) (net.Conn, credentials.AuthInf
 }
 
 func (c counted) Clone() credentials.TransportCredentials {
-	return counted{c.TransportCredentials.Clone(), c.admission, c.refused}
+	return counted{c.TransportCredentials.Clone(), c.admission, c.gate, c.refused}
 }
 
 type countedConn struct {
@@ -300,14 +291,14 @@ func (c *countedConn) Close() error {
 
 // limitedServer is a gRPC server with every limit; of two options that differ, the
 // further one holds.
-func (s *Server) limitedServer(creds credentials.TransportCredentials, further ...grpc.ServerOption) *grpc.Server {
+func (s *Server) limitedServer(creds credentials.TransportCredentials, gate *identity.Gate, further ...grpc.ServerOption) *grpc.Server {
 	return grpc.NewServer(append([]grpc.ServerOption{
-		grpc.Creds(counted{creds, s.admission, s.refused}), grpc.InTapHandle(s.admission.call),
+		grpc.Creds(counted{creds, s.admission, gate, s.refused}), grpc.InTapHandle(s.admission.call),
 		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxAnswer), grpc.MaxHeaderListSize(maxHeaders),
 		grpc.MaxConcurrentStreams(maxStreams), grpc.InitialWindowSize(streamWindow), grpc.InitialConnWindowSize(connWindow),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 20 * time.Second, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: pingsNoOftenerThan, PermitWithoutStream: true}),
-		grpc.ConnectionTimeout(20 * time.Second),
+		grpc.ConnectionTimeout(handshakeWithin),
 		grpc.ChainUnaryInterceptor(s.metrics.unaryMeter, s.unaryAuthorizer), grpc.ChainStreamInterceptor(s.metrics.streamMeter, s.streamAuthorizer),
 	}, further...)...)
 }

@@ -88,18 +88,6 @@ func TestAdmission(t *testing.T) {
 			t.Errorf("after one ended: %v", err)
 		}
 
-		for range maxHandshakesEach {
-			if err := a.handshake("10.0.0.1"); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if a.handshake("10.0.0.1") == nil || a.handshake("10.0.0.2") != nil {
-			t.Error("handshakes of one address are not bounded, or cost another's")
-		}
-		a.handshaken("10.0.0.1")
-		if err := a.handshake("10.0.0.1"); err != nil {
-			t.Error(err)
-		}
 		if room("nodes", MaxNodes-1, MaxNodes) != nil {
 			t.Error("no room where there is some")
 		}
@@ -141,7 +129,9 @@ func TestTheLimitsPageIsComplete(t *testing.T) {
 		"message to a server": mib(maxMessage), "answer of a server": mib(maxAnswer), "metadata of a call": kib(maxHeaders),
 		"calls at once on one connection": fmt.Sprint(maxStreams), "connections to a server": fmt.Sprint(maxConnections),
 		"connections of one node or user": fmt.Sprint(maxConnectionsEach), "connections being opened": fmt.Sprint(maxHandshakes),
-		"from one address": fmt.Sprint(maxHandshakesEach), "calls at once of one node or user": fmt.Sprint(maxCallsEach),
+		"from one address": fmt.Sprint(maxHandshakesEach), "kept for servers' addresses": fmt.Sprint(keptHandshakes),
+		"connections being opened to enrolment": fmt.Sprint(maxEnrolHandshakes), "from one address to it": fmt.Sprint(maxEnrolHandshakesEach),
+		"a handshake": seconds(handshakeWithin), "calls at once of one node or user": fmt.Sprint(maxCallsEach),
 		"calls a second of one node or user": fmt.Sprint(callsPerSecond), "burst of calls": fmt.Sprint(callBurst),
 		"messages a second of a session": fmt.Sprint(sessionMessages), "bytes a second of a session": kib(sessionBytes),
 		"connections without a certificate": fmt.Sprint(maxStrangers), "of them from one address": fmt.Sprint(maxStrangersEach),

@@ -151,14 +151,14 @@ func New(cfg Config, td spiffeid.TrustDomain, p Parts) *Server {
 // Run serves api and enroll, which it closes, until ctx ends; then it asks
 // agents to go elsewhere and lets calls end.
 func (s *Server) Run(ctx context.Context, api, enroll net.Listener) error {
-	apiServer := s.limitedServer(identity.ServerCredentials(s.source, identity.AuthorizeKinds(s.td, identity.KindServer, identity.KindNode, identity.KindUser), identity.OnRefused(s.refused)))
+	apiServer := s.limitedServer(identity.ServerCredentials(s.source, identity.AuthorizeKinds(s.td, identity.KindServer, identity.KindNode, identity.KindUser), identity.OnRefused(s.refused)), s.admission.api)
 	redoubtv1.RegisterFleetServiceServer(apiServer, s.fleetAPI)
 	redoubtv1.RegisterAgentServiceServer(apiServer, &agentAPI{Server: s})
 	redoubtv1.RegisterPeerServiceServer(apiServer, &peerAPI{Server: s})
 	hs := health.NewServer()
 	healthpb.RegisterHealthServer(apiServer, hs)
 	reflection.Register(apiServer)
-	enrollServer := s.limitedServer(attest.ServerCredentials(s.source), forStrangers()...)
+	enrollServer := s.limitedServer(attest.ServerCredentials(s.source), s.admission.enrol, forStrangers()...)
 	redoubtv1.RegisterEnrollmentServiceServer(enrollServer, &enrollAPI{Server: s})
 
 	g, gctx := errgroup.WithContext(ctx)
@@ -200,11 +200,15 @@ func stop(g *grpc.Server) {
 }
 
 // watchHealth answers NOT_SERVING while no leader is known, the own SVID is
-// about to end, or the store cannot be written.
+// about to end, or the store cannot be written. Beside that it keeps the gate
+// told of the servers' addresses.
 func (s *Server) watchHealth(ctx context.Context, hs *health.Server) error {
 	told := ""
 	for {
 		changed := s.consensus.LeaderChanged()
+		for _, srv := range s.store.Snapshot().Servers(nil) {
+			s.admission.api.KnowAddress(srv.APIAddress)
+		}
 		st := healthpb.HealthCheckResponse_NOT_SERVING
 		_, led := s.leaderRef()
 		if reason := unhealthy(led, s.identityHealthy(time.Now()), s.consensus.StoreFailure()); reason == "" {
@@ -224,7 +228,7 @@ func (s *Server) watchHealth(ctx context.Context, hs *health.Server) error {
 		case <-ctx.Done():
 			return nil
 		case <-changed:
-		case <-time.After(5 * time.Second):
+		case <-time.After(time.Second):
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -26,7 +27,7 @@ import (
 func TestStrangersHoldLittle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &Server{admission: newAdmission(), metrics: NewMetrics(), refusals: rate.NewLimiter(1, 20), log: slog.New(slog.DiscardHandler)}
-		g := s.limitedServer(insecure.NewCredentials(), forStrangers()...)
+		g := s.limitedServer(insecure.NewCredentials(), s.admission.enrol, forStrangers()...)
 		redoubtv1.RegisterEnrollmentServiceServer(g, &enrollAPI{Server: s})
 		l := bufconn.Listen(1 << 20)
 		done := make(chan error)
@@ -96,15 +97,15 @@ func TestStrangersHoldLittle(t *testing.T) {
 	})
 	a := newAdmission()
 	for i := range maxStrangers {
-		if err := a.meet(net.IPv4(10, 0, byte(i>>8), byte(i)).String()); err != nil {
+		if err := a.meet(netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 32)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := a.meet("10.9.9.9"); err == nil {
+	if err := a.meet(netip.MustParsePrefix("10.9.9.9/32")); err == nil {
 		t.Error("many addresses together open any number of connections")
 	}
-	a.part("10.0.0.0")
-	if err := a.meet("10.9.9.9"); err != nil {
+	a.part(netip.MustParsePrefix("10.0.0.0/32"))
+	if err := a.meet(netip.MustParsePrefix("10.9.9.9/32")); err != nil {
 		t.Errorf("after one was closed: %v", err)
 	}
 }
