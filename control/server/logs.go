@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"sync"
 	"time"
@@ -222,7 +221,7 @@ func (l *following) once(ctx context.Context) (passed bool, err error) {
 			r = &redoubtv1.LogsResponse{Data: m.Log.GetData(), Position: m.Log.GetPosition(), Time: m.Log.GetTime(), Dropped: m.Log.GetDropped()}
 			l.from = r.Position
 		case *redoubtv1.AttachRequest_Error:
-			return passed, status.Error(codes.Code(m.Error.GetCode()), fmt.Sprint(m.Error.GetMessage()))
+			return passed, agentError(m.Error)
 		default:
 			continue
 		}

@@ -243,6 +243,7 @@ func recvHello(stream sessionStream) (*redoubtv1.Hello, error) {
 		if r.m.GetHello() == nil {
 			return nil, status.Error(codes.InvalidArgument, "the first message of a session must be a Hello")
 		}
+		cleanHello(r.m.GetHello())
 		return r.m.GetHello(), nil
 	case <-timer.C:
 		return nil, status.Errorf(codes.DeadlineExceeded, "no Hello within %s", helloDeadline)
@@ -317,9 +318,11 @@ func (a *agentAPI) take(s *session, m *redoubtv1.SessionRequest) error {
 		if size := proto.Size(r); size > maxReport {
 			return status.Errorf(codes.ResourceExhausted, "the report of node %s has %d bytes, at most %d are taken", s.node, size, maxReport)
 		}
+		cleanReport(r)
 		s.report, s.reportAt, s.reportSent = r, s.last, false
 	case *redoubtv1.SessionRequest_Status:
 		for _, st := range m.Status.GetStatuses() {
+			cleanStatus(st)
 			s.statuses[st.GetUid()] = st
 			s.statusBytes += proto.Size(st)
 		}

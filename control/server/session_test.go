@@ -118,7 +118,7 @@ func TestASessionTakesNoMoreThanFitsABatch(t *testing.T) {
 		t.Error("an oversized report was taken")
 	}
 	status := func(uid string) error {
-		return a.take(sn, &redoubtv1.SessionRequest{Message: &redoubtv1.SessionRequest_Status{Status: &redoubtv1.StatusBatch{Sequence: 1, Statuses: []*redoubtv1.InstanceStatus{{Uid: uid, Message: big}}}}})
+		return a.take(sn, &redoubtv1.SessionRequest{Message: &redoubtv1.SessionRequest_Status{Status: &redoubtv1.StatusBatch{Sequence: 1, Statuses: []*redoubtv1.InstanceStatus{{Uid: uid + big}}}}})
 	}
 	if err := status("a"); err != nil {
 		t.Errorf("one status was refused: %v", err)

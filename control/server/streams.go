@@ -238,6 +238,9 @@ func (s *fleetAPI) Exec(user grpc.BidiStreamingServer[redoubtv1.ExecRequest, red
 		}
 		switch m := m.GetMessage().(type) {
 		case *redoubtv1.AttachRequest_Exec:
+			if !saysOfExec(m.Exec) {
+				continue
+			}
 			if err := user.Send(m.Exec); err != nil {
 				return err
 			}
@@ -245,7 +248,7 @@ func (s *fleetAPI) Exec(user grpc.BidiStreamingServer[redoubtv1.ExecRequest, red
 				return nil
 			}
 		case *redoubtv1.AttachRequest_Error:
-			return status.Error(codes.Code(m.Error.GetCode()), m.Error.GetMessage())
+			return agentError(m.Error)
 		}
 	}
 }
@@ -306,11 +309,14 @@ func (s *fleetAPI) PortForward(user grpc.BidiStreamingServer[redoubtv1.PortForwa
 		}
 		switch m := m.GetMessage().(type) {
 		case *redoubtv1.AttachRequest_Forward:
+			if c, ok := m.Forward.GetMessage().(*redoubtv1.PortForwardResponse_Connected); ok {
+				c.Connected = target.Instance // whatever the agent calls it
+			}
 			if err := user.Send(m.Forward); err != nil {
 				return err
 			}
 		case *redoubtv1.AttachRequest_Error:
-			return status.Error(codes.Code(m.Error.GetCode()), m.Error.GetMessage())
+			return agentError(m.Error)
 		}
 	}
 }

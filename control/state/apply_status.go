@@ -13,7 +13,9 @@ import (
 
 // putStatus takes what one node says of its instances. A node speaks for itself
 // only: a status of another's instance refuses the whole operation. A status of
-// an instance that is forgotten is skipped, an older one too. Once the agent
+// an instance that is forgotten is skipped, an older one too. Its texts are cut
+// where a session takes them in and never refused here for their length: servers
+// of other versions apply the same entry. Once the agent
 // said that an instance ended, that stays; one that was given up as lost stays
 // lost until the agent says how it ended.
 func (a *apply) putStatus(op *redoubtv1.PutStatus) (outcome, error) {
@@ -29,9 +31,6 @@ func (a *apply) putStatus(op *redoubtv1.PutStatus) (outcome, error) {
 		}
 		if s.Phase == fleet.InstanceUnknown || s.Phase == fleet.InstanceLost {
 			return outcome{}, refuse(codes.InvalidArgument, "node %s: status of %s: phase %s is not an agent's to say", id, s.UID, s.Phase)
-		}
-		if err := texts("message", s.Message, "address", s.Address, "image digest", s.ImageDigest, "kernel", s.Kernel, "runtime", string(s.Runtime), "reason", s.NotReady, "last end", s.LastEnd); err != nil {
-			return outcome{}, refuse(codes.InvalidArgument, "node %s: status of %s: %v", id, s.UID, err)
 		}
 		if i, ok := a.Instance(nil, s.UID); ok {
 			if i.Node != id {

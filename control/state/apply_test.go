@@ -1,6 +1,7 @@
 package state
 
 import (
+	"strings"
 	"testing"
 
 	"google.golang.org/grpc/codes"
@@ -211,6 +212,11 @@ func TestANodeSpeaksForItselfOnly(t *testing.T) {
 	bad := m.opStatus("n1", 1, 6, running)
 	bad.GetPutStatus().Statuses[0].Fence = nil
 	m.no(bad, codes.InvalidArgument, "carries fence 0")
+	// Servers of other versions take it, whatever its length.
+	long := m.opStatus("n1", 1, 7, running)
+	long.GetPutStatus().Statuses[0].Message = strings.Repeat("x", 2*maxText)
+	long.GetPutStatus().Statuses[0].LastEnd = strings.Repeat("x", 2*maxText)
+	m.ok(long, Changed)
 }
 
 func TestALostInstanceFreesItsRoomAndStaysUntilItsNodeSays(t *testing.T) {
