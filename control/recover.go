@@ -90,14 +90,12 @@ func Restore(ctx context.Context, cfg RecoverConfig, file io.Reader) (Recovered,
 		return Recovered{}, archive.Meta{}, err
 	}
 	store := state.NewStore()
-	meta, err := archive.Read(file, func(r io.Reader) error { return store.FSM().Restore(io.NopCloser(r)) })
+	meta, err := archive.Read(file, state.FeatureLevel, func(r io.Reader) error { return store.FSM().Restore(io.NopCloser(r)) })
 	if err != nil {
-		return Recovered{}, meta, err
+		return Recovered{}, meta, fmt.Errorf("restore: %w", err)
 	}
 	cluster := store.Snapshot().Cluster()
 	switch {
-	case meta.FeatureLevel > state.FeatureLevel:
-		return Recovered{}, meta, fmt.Errorf("restore: the snapshot is of version %s with feature level %d, this one knows %d: install that version or a newer one", meta.Version, meta.FeatureLevel, state.FeatureLevel)
 	case cluster.ID == "":
 		return Recovered{}, meta, errors.New("restore: the snapshot holds no fleet")
 	case cfg.NewFleet && cluster.ID == o.set.ClusterID:

@@ -58,7 +58,7 @@ func (c *cluster) saved(server string) []byte {
 // view reads what a server sends as its snapshot into store.
 func (c *cluster) view(server string, store *state.Store) {
 	c.t.Helper()
-	if _, err := archive.Read(bytes.NewReader(c.saved(server)), func(r io.Reader) error { return store.FSM().Restore(io.NopCloser(r)) }); err != nil {
+	if _, err := archive.Read(bytes.NewReader(c.saved(server)), state.FeatureLevel, func(r io.Reader) error { return store.FSM().Restore(io.NopCloser(r)) }); err != nil {
 		c.t.Fatal(err)
 	}
 }

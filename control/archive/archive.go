@@ -53,6 +53,9 @@ type Meta struct {
 // ErrDamaged: the file is not what was written.
 var ErrDamaged = errors.New("the snapshot file is damaged")
 
+// ErrNewer: the file is of a newer version, which must read it.
+var ErrNewer = errors.New("the snapshot is of a newer version")
+
 func damaged(format string, args ...any) error {
 	return fmt.Errorf("%w: %s; use another copy", ErrDamaged, fmt.Sprintf(format, args...))
 }
@@ -90,8 +93,9 @@ func Write(w io.Writer, m Meta, state io.Reader) error {
 }
 
 // Read reads a file. It gives the state to restore, which reads it to its end;
-// only when Read returns without an error was it whole.
-func Read(r io.Reader, restore func(io.Reader) error) (Meta, error) {
+// only when Read returns without an error was it whole. A file of a feature level
+// above level is ErrNewer, and its state is not touched.
+func Read(r io.Reader, level uint32, restore func(io.Reader) error) (Meta, error) {
 	var m Meta
 	z, err := gzip.NewReader(r)
 	if err != nil {
@@ -111,6 +115,9 @@ func Read(r io.Reader, restore func(io.Reader) error) (Meta, error) {
 	}
 	if m.Format != Format {
 		return m, fmt.Errorf("the snapshot file has format %d, this version reads %d", m.Format, Format)
+	}
+	if m.FeatureLevel > level {
+		return m, fmt.Errorf("%w: %.40q, of feature level %d; this one knows %d: install that version or a newer one", ErrNewer, m.Version, m.FeatureLevel, level)
 	}
 	h, err = t.Next()
 	if err != nil || h.Name != stateName || h.Size != m.Size || m.Size > MaxState {

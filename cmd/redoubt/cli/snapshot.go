@@ -112,7 +112,7 @@ func (a *app) snapshotInspectCommand() *cobra.Command {
 			}
 			defer file.Close()
 			store := state.NewStore()
-			meta, err := archive.Read(file, func(r io.Reader) error { return store.FSM().Restore(io.NopCloser(r)) })
+			meta, err := archive.Read(file, state.FeatureLevel, func(r io.Reader) error { return store.FSM().Restore(io.NopCloser(r)) })
 			if err != nil {
 				return fmt.Errorf("%s: %w", args[0], err)
 			}
