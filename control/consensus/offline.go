@@ -87,7 +87,9 @@ func ReadOffline(dir string, store *state.Store, log *slog.Logger) (_ Offline, e
 // ReplaceOffline gives the server in dir the state of store as its whole past,
 // as of index and term, and makes it the only voter, reached at address. What
 // was in dir before is kept beside it and its name returned, empty if there was
-// nothing. It happens in one step: a crash leaves the old or the new.
+// nothing. It happens in one step: a crash leaves the old or the new, and the
+// former log is never where a repeat would clear it away. One before that step
+// can leave a directory named as kept that holds what would have come.
 func ReplaceOffline(dir string, id Identity, address string, store *state.Store, index, term uint64, now time.Time, log *slog.Logger) (kept string, err error) {
 	next := dir + ".new"
 	if err := os.RemoveAll(next); err != nil { // of an attempt that was cut short
@@ -109,11 +111,21 @@ func ReplaceOffline(dir string, id Identity, address string, store *state.Store,
 		return "", err
 	}
 	defer lock.Close()
-	if err := unix.Renameat2(unix.AT_FDCWD, next, unix.AT_FDCWD, dir, unix.RENAME_EXCHANGE); err != nil {
-		return "", fmt.Errorf("exchange %s and %s: %w; put the data directory on a file system that can exchange directories (ext4, xfs, btrfs, tmpfs)", next, dir, err)
-	}
+	// The name comes before the exchange, which alone then makes the former log
+	// the kept one: next is cleared away by whoever repeats this.
 	kept = dir + ".before-" + now.UTC().Format("20060102T150405.000Z")
-	return kept, errors.Join(os.Rename(next, kept), syncDir(filepath.Dir(dir)))
+	if err := unix.Renameat2(unix.AT_FDCWD, next, unix.AT_FDCWD, kept, unix.RENAME_NOREPLACE); err != nil {
+		return "", fmt.Errorf("rename %s to %s: %w", next, kept, err)
+	}
+	if err := errors.Join(syncDir(filepath.Dir(dir)), exchange(kept, dir)); err != nil {
+		return "", fmt.Errorf("exchange %s and %s: %w; put the data directory on a file system that can exchange directories (ext4, xfs, btrfs, tmpfs)", kept, dir, err)
+	}
+	return kept, syncDir(filepath.Dir(dir))
+}
+
+// exchange is what a test cuts short.
+var exchange = func(a, b string) error {
+	return unix.Renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, b, unix.RENAME_EXCHANGE)
 }
 
 func makeOffline(dir string, id Identity, address string, store *state.Store, index, term uint64, log *slog.Logger) (err error) {
