@@ -95,6 +95,39 @@ func TestAdmission(t *testing.T) {
 	})
 }
 
+// TestOneCallersStreamsLeaveRoomForOthers: and come back, once each.
+func TestOneCallersStreamsLeaveRoomForOthers(t *testing.T) {
+	ann, bob := caller(t, "spiffe://t.redoubt/user/ann"), caller(t, "spiffe://t.redoubt/user/bob")
+	r := newRendezvous()
+	var id string
+	var w *waiter
+	for i := range maxStreamsEach {
+		var err error
+		if id, w, err = r.expect(ann, "oslo-1"); err != nil {
+			t.Fatalf("stream %d: %v", i, err)
+		}
+	}
+	if _, _, err := r.expect(ann, "oslo-2"); status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "user ann has 1536 streams") {
+		t.Errorf("one stream too many: %v", err)
+	}
+	bobs, bobsWaiter, err := r.expect(bob, "oslo-1")
+	if err != nil {
+		t.Errorf("another's stream: %v", err)
+	}
+	r.release(id, w)
+	r.release(id, w)
+	if _, _, err := r.expect(ann, "oslo-1"); err != nil {
+		t.Errorf("after one was released: %v", err)
+	}
+	if _, _, err := r.expect(ann, "oslo-1"); err == nil {
+		t.Error("a stream that is released twice makes room for two")
+	}
+	r.release(bobs, bobsWaiter)
+	if len(r.of) != 1 {
+		t.Errorf("who has none is remembered: %v", r.of)
+	}
+}
+
 // TestASessionIsReadNoFasterThanItsLimit: the flood waits at the agent.
 func TestASessionIsReadNoFasterThanItsLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -139,7 +172,7 @@ func TestTheLimitsPageIsComplete(t *testing.T) {
 		"a connection without a certificate, idle": seconds(strangerIdle), "the same, in all": seconds(strangerAge),
 		"enrolments a second": fmt.Sprint(enrolmentsPerSecond), "servers": fmt.Sprint(MaxServers), "nodes": fmt.Sprint(MaxNodes),
 		"workloads": fmt.Sprint(MaxWorkloads), "join tokens": fmt.Sprint(MaxTokens),
-		"streams waiting or open on a server": fmt.Sprint(maxPendingStreams), "snapshots at a time": fmt.Sprint(maxSnapshots),
+		"streams waiting or open on a server": fmt.Sprint(maxPendingStreams), "of them of one caller": fmt.Sprint(maxStreamsEach), "snapshots at a time": fmt.Sprint(maxSnapshots),
 		"messages waiting for a slow agent": fmt.Sprint(sessionQueue), "statuses unacknowledged": fmt.Sprint(maxPendingStatuses),
 		"report": kib(maxReport), "hints of a session": fmt.Sprint(maxHints),
 	} {

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"redoubt.dev/redoubt/identity"
 	redoubtv1 "redoubt.dev/redoubt/proto/redoubt/v1"
 )
 
@@ -21,8 +22,10 @@ import (
 const attachDeadline = 20 * time.Second
 
 // maxPendingStreams bounds the execs, logs and forwards that one server pairs at
-// once, those that wait for an agent to dial back included.
-const maxPendingStreams = 4096
+// once, those that wait for an agent to dial back included; maxStreamsEach those
+// of one caller. One Logs opens a stream for each instance, so that a bound of
+// calls is none of streams.
+const maxPendingStreams, maxStreamsEach = 4096, 1536
 
 // attachStream is the agent's end of a stream that it dialled.
 type attachStream = grpc.BidiStreamingServer[redoubtv1.AttachRequest, redoubtv1.AttachResponse]
@@ -33,10 +36,12 @@ type attachStream = grpc.BidiStreamingServer[redoubtv1.AttachRequest, redoubtv1.
 type rendezvous struct {
 	mu      sync.Mutex
 	waiting map[string]*waiter
+	of      map[identity.ID]int // how many each caller has
 }
 
 type waiter struct {
 	node     string
+	caller   identity.ID
 	attached chan attachStream // capacity 1
 	done     chan struct{}     // closed when the user's side has ended
 	ended    sync.Once
@@ -49,29 +54,40 @@ func (r *rendezvous) count() int {
 	return len(r.waiting)
 }
 
-func newRendezvous() *rendezvous { return &rendezvous{waiting: map[string]*waiter{}} }
+func newRendezvous() *rendezvous {
+	return &rendezvous{waiting: map[string]*waiter{}, of: map[identity.ID]int{}}
+}
 
-// expect registers a stream for node. The caller must call release; more than
+// expect registers a stream of caller's to node. The caller must call release; more than
 // once does no harm.
-func (r *rendezvous) expect(node string) (id string, w *waiter, err error) {
+func (r *rendezvous) expect(caller identity.ID, node string) (id string, w *waiter, err error) {
 	var b [16]byte
 	if _, err := rand.Read(b[:]); err != nil {
 		return "", nil, fmt.Errorf("make a stream id: %w", err)
 	}
 	id = hex.EncodeToString(b[:])
-	w = &waiter{node: node, attached: make(chan attachStream, 1), done: make(chan struct{})}
+	w = &waiter{node: node, caller: caller, attached: make(chan attachStream, 1), done: make(chan struct{})}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if len(r.waiting) >= maxPendingStreams {
 		return "", nil, status.Errorf(codes.ResourceExhausted, "%d streams are open on this server, its limit: close some or use another server", maxPendingStreams)
 	}
+	if r.of[caller] >= maxStreamsEach {
+		return "", nil, status.Errorf(codes.ResourceExhausted, "%s %s has %d streams open on this server, its limit (logs have one for each instance): close some, or use another server", caller.Kind(), caller.Name(), maxStreamsEach)
+	}
+	r.of[caller]++
 	r.waiting[id] = w
 	return id, w, nil
 }
 
 func (r *rendezvous) release(id string, w *waiter) {
 	r.mu.Lock()
-	delete(r.waiting, id)
+	if r.waiting[id] == w {
+		delete(r.waiting, id)
+		if r.of[w.caller]--; r.of[w.caller] == 0 {
+			delete(r.of, w.caller)
+		}
+	}
 	r.mu.Unlock()
 	w.ended.Do(func() { close(w.done) })
 }
@@ -117,7 +133,7 @@ func (s *agentAPI) Attach(stream attachStream) error {
 // open finds node's session on any server, has the agent dial this one, and
 // returns its stream. release must be called when the caller is done.
 func (s *Server) open(ctx context.Context, node string, open *redoubtv1.StreamOpen) (attachStream, func(), error) {
-	id, w, err := s.streams.expect(node)
+	id, w, err := s.streams.expect(callerFrom(ctx), node)
 	if err != nil {
 		return nil, nil, err
 	}
