@@ -14,6 +14,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -140,6 +141,9 @@ func take(w io.Writer, list []outcome, output map[string][]string, counts map[st
 			o.Reason = reason(output[key])
 		}
 		if e.Test == "" {
+			if e.Action == "fail" {
+				unfinished(w, output, e.Package)
+			}
 			finish(w, e, output[key], counts[e.Package])
 			if e.Action == "fail" && slices.ContainsFunc(list, func(o outcome) bool { return o.Package == e.Package && o.Action == "fail" }) {
 				break // its tests say so already
@@ -157,6 +161,17 @@ func take(w io.Writer, list []outcome, output map[string][]string, counts map[st
 		delete(output, key)
 	}
 	return list
+}
+
+// unfinished shows what tests said that were in the middle of it when their
+// package came to a bad end, as in a panic or past a deadline.
+func unfinished(w io.Writer, output map[string][]string, pkg string) {
+	for _, key := range slices.Sorted(maps.Keys(output)) {
+		if test, ok := strings.CutPrefix(key, pkg+"\x00"); ok && test != "" {
+			fmt.Fprint(w, strings.Join(output[key], ""))
+			delete(output, key)
+		}
+	}
 }
 
 func finish(w io.Writer, e event, said []string, tests int) {

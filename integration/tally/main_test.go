@@ -59,3 +59,16 @@ func TestAForbiddenSkipAndAnEmptyRunFail(t *testing.T) {
 		t.Errorf("two runs of a test give %v", got)
 	}
 }
+
+func TestWhatEndedInTheMiddleIsShown(t *testing.T) {
+	var shown bytes.Buffer
+	if _, err := follow(strings.NewReader(`{"Action":"output","Package":"p","Test":"TestHung","Output":"=== RUN TestHung\n"}
+{"Action":"output","Package":"p","Test":"TestHung","Output":"panic: test timed out\n"}
+{"Action":"fail","Package":"p","Elapsed":600}
+`), &shown); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(shown.String(), "panic: test timed out") {
+		t.Errorf("the panic is not shown:\n%s", shown.String())
+	}
+}
