@@ -41,7 +41,8 @@ mapfile -t plain < <(grep -E "$without_race" <<<"$all")
 # The linker and the race detector need a C compiler.
 CGO_ENABLED=1 go_test "unit tests under the race detector" -race -timeout 20m "${raced[@]}"
 # One package after the other: these look at processes, mounts and links.
-go_test "tests with real runtimes" -p 1 -timeout 20m "${plain[@]}"
+# Those of one package that wait for deadlines do so side by side.
+go_test "tests with real runtimes" -p 1 -parallel 5 -timeout 20m "${plain[@]}"
 check "modules of the carried runtimes" make --no-print-directory -C deploy/runtimes test
 
 # Alone on the host: they compare everything on it before and after.

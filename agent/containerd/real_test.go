@@ -271,19 +271,24 @@ func (n *node) loseTask(t *testing.T, id driver.ID) {
 func TestConformance(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
+		name    string
 		runtime isolation.Name
 		variant string
 		sandbox bool
+		run     func(*testing.T, conformance.Harness)
 	}{
-		{"runc", "", false},
-		{"gvisor", "systrap", true},
+		{"runc", "runc", "", false, conformance.RunLife},
+		{"runc hurt", "runc", "", false, conformance.RunHarm},
+		{"gvisor", "gvisor", "systrap", true, conformance.RunLife},
+		{"gvisor hurt", "gvisor", "systrap", true, conformance.RunHarm},
 	} {
-		t.Run(string(tt.runtime), func(t *testing.T) {
-			// Both mostly wait for deadlines.
+		t.Run(tt.name, func(t *testing.T) {
+			// Each on a node of its own; those that are hurt mostly wait.
 			t.Parallel()
-			n := startNode(t, "conf-"+string(tt.runtime))
+			name := strings.ReplaceAll(tt.name, " ", "-")
+			n := startNode(t, "conf-"+name)
 			var other *node
-			conformance.Run(t, conformance.Harness{
+			tt.run(t, conformance.Harness{
 				Driver: n.driver, Runtime: tt.runtime, Variant: tt.variant, Sandbox: tt.sandbox,
 				Image: "toolbox", Dir: t.TempDir(),
 				Reopen: func(t *testing.T) driver.Driver {
@@ -295,7 +300,7 @@ func TestConformance(t *testing.T) {
 					return d
 				},
 				Other: func(t *testing.T) driver.Driver {
-					other = startNode(t, "other-"+string(tt.runtime))
+					other = startNode(t, "other-"+name)
 					return other.driver
 				},
 				KillBoundary: func(t *testing.T, c driver.Container) { send(t, c.Pid, unix.SIGKILL) },

@@ -161,7 +161,7 @@ func TestTheDemoInterruptedAnywhereLeavesNothing(t *testing.T) {
 	signals := []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGKILL, syscall.SIGTERM, syscall.SIGKILL}
 	for i, sig := range signals {
 		// One moment in each part of the demo's time, so that all are met.
-		part := 55 * time.Second / time.Duration(len(signals))
+		part := 42 * time.Second / time.Duration(len(signals))
 		after := time.Duration(i)*part + time.Duration(r.Int64N(int64(part)))
 		t.Run(sig.String()+" after "+after.Round(100*time.Millisecond).String(), func(t *testing.T) {
 			p := start(t, dir)

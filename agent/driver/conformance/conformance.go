@@ -54,18 +54,32 @@ type suite struct {
 	n int
 }
 
-// Run runs the suite.
+// Run runs the whole suite.
 func Run(t *testing.T, h Harness) {
-	s := &suite{Harness: h}
+	s := open(t, h)
+	s.life(t)
+	s.harm(t)
+}
+
+// RunLife runs the part in which nothing of the implementation breaks.
+func RunLife(t *testing.T, h Harness) { open(t, h).life(t) }
+
+// RunHarm runs the part in which the implementation is hurt. It mostly waits
+// for deadlines.
+func RunHarm(t *testing.T, h Harness) { open(t, h).harm(t) }
+
+func open(t *testing.T, h Harness) *suite {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if _, err := h.Driver.EnsureImage(ctx, h.Image, driver.PullIfNotPresent, nil); err != nil {
 		t.Fatalf("image: %v", err)
 	}
-	for _, tt := range []struct {
-		name string
-		run  func(*testing.T)
-	}{
+	return &suite{Harness: h}
+}
+
+func (s *suite) life(t *testing.T) {
+	s.each(t, []test{
 		{"start", s.start},
 		{"start is idempotent", s.idempotent},
 		{"start after exit", s.startAfterExit},
@@ -87,6 +101,11 @@ func Run(t *testing.T, h Harness) {
 		{"changed", s.changed},
 		{"what is not there", s.absent},
 		{"delete of anything", s.deleteAnything},
+	})
+}
+
+func (s *suite) harm(t *testing.T) {
+	s.each(t, []test{
 		{"the boundary is killed", s.boundaryKilled},
 		{"the boundary is stopped", s.boundaryStopped},
 		{"the shim is killed", s.shimKilled},
@@ -96,7 +115,16 @@ func Run(t *testing.T, h Harness) {
 		{"orphan", s.orphan},
 		{"agent restart", s.reopen},
 		{"two nodes", s.twoNodes},
-	} {
+	})
+}
+
+type test struct {
+	name string
+	run  func(*testing.T)
+}
+
+func (s *suite) each(t *testing.T, list []test) {
+	for _, tt := range list {
 		t.Run(tt.name, tt.run)
 	}
 }
