@@ -16,6 +16,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -248,6 +249,10 @@ func TestSlowFollower(t *testing.T) {
 }
 
 func TestFollowBeforeThereIsALog(t *testing.T) {
+	synctest.Test(t, followBeforeThereIsALog)
+}
+
+func followBeforeThereIsALog(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "web.log")
 	r, w := io.Pipe()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -255,7 +260,7 @@ func TestFollowBeforeThereIsALog(t *testing.T) {
 	go func() {
 		done <- Read(ctx, path, Options{From: -1, Tail: 10, Follow: true}, func(c Chunk) error { _, err := w.Write(c.Data); return err })
 	}()
-	time.Sleep(50 * time.Millisecond)
+	synctest.Wait() // it has looked, and waits
 	writer(t, path).WriteString("hello\n")
 	line := make([]byte, 6)
 	if _, err := io.ReadFull(r, line); err != nil || string(line) != "hello\n" {

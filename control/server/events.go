@@ -91,15 +91,8 @@ func (s *fleetAPI) WatchEvents(req *redoubtv1.WatchEventsRequest, stream redoubt
 		if len(events) == eventsAtOnce {
 			continue
 		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return nil
-		case <-s.stopping:
-			return status.Error(codes.Unavailable, errStopping.Error())
-		}
-		if !pause(ctx, watchEvery) {
-			return nil
+		if again, err := s.awaitChange(ctx, changed); !again {
+			return err
 		}
 	}
 }

@@ -345,16 +345,22 @@ func (s *fleetAPI) Watch(_ *redoubtv1.WatchRequest, stream redoubtv1.FleetServic
 		if err := stream.Send(&redoubtv1.WatchResponse{Index: s.store.Index()}); err != nil {
 			return err
 		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return nil
-		case <-s.stopping:
-			return status.Error(codes.Unavailable, errStopping.Error())
+		if again, err := s.awaitChange(ctx, changed); !again {
+			return err
 		}
-		if !pause(ctx, watchEvery) {
-			return nil
-		}
+	}
+}
+
+// awaitChange waits until state has changed, and lets further changes join for
+// a moment. A watch that is not to look again ends with the error.
+func (s *Server) awaitChange(ctx context.Context, changed <-chan struct{}) (again bool, err error) {
+	select {
+	case <-changed:
+		return pause(ctx, watchEvery), nil
+	case <-ctx.Done():
+		return false, nil
+	case <-s.stopping:
+		return false, status.Error(codes.Unavailable, errStopping.Error())
 	}
 }
 

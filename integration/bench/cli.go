@@ -33,11 +33,9 @@ func benchCLI(ctx context.Context) (out []figure, err error) {
 			}
 			return ms(median(took)), nil
 		}
-		bare, err := timed("version", "-o", "name")
+		bare, err := timed("version")
 		if err != nil {
-			if bare, err = timed("version"); err != nil {
-				return err
-			}
+			return err
 		}
 		get, err := timed("get")
 		if err != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -95,21 +96,11 @@ func cpuTime(pid int) (time.Duration, error) {
 
 // processesOf are those whose words have all the given ones in them.
 func processesOf(has ...string) (pids []int) {
-	entries, _ := os.ReadDir("/proc")
-next:
-	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil {
-			continue
+	for pid, words := range fleet.Processes() {
+		line := strings.Join(words, " ")
+		if !slices.ContainsFunc(has, func(h string) bool { return !strings.Contains(line, h) }) {
+			pids = append(pids, pid)
 		}
-		line, _ := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
-		words := strings.ReplaceAll(string(line), "\x00", " ")
-		for _, h := range has {
-			if !strings.Contains(words, h) {
-				continue next
-			}
-		}
-		pids = append(pids, pid)
 	}
 	return pids
 }

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"redoubt.dev/redoubt/integration/net/fleet"
 )
 
 // host is a node as it lies on this host: what is seen here, nobody told.
@@ -175,26 +177,9 @@ func (h *host) leftovers(uid string) (out []string) {
 	if s.group {
 		out = append(out, fmt.Sprintf("its control group with processes %v", s.procs))
 	}
-	for pid, words := range processes() {
+	for pid, words := range fleet.Processes() {
 		if slices.Contains(words, "rd-"+uid) || strings.Contains(strings.Join(words, " "), "/rd-"+uid) {
 			out = append(out, fmt.Sprintf("process %d %s", pid, filepath.Base(words[0])))
-		}
-	}
-	return out
-}
-
-// processes are all on this host, with their words.
-func processes() map[int][]string {
-	out := map[int][]string{}
-	entries, _ := os.ReadDir("/proc")
-	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil {
-			continue
-		}
-		line, _ := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
-		if len(line) > 0 {
-			out[pid] = strings.Split(strings.TrimRight(string(line), "\x00"), "\x00")
 		}
 	}
 	return out
@@ -221,7 +206,7 @@ var errNotThere = errors.New("it is not there to be struck")
 
 // containerd is the pid of the node's private daemon.
 func (h *host) containerd() (int, error) {
-	for pid, words := range processes() {
+	for pid, words := range fleet.Processes() {
 		if filepath.Base(words[0]) == "containerd" && slices.ContainsFunc(words, func(w string) bool { return strings.HasPrefix(w, h.dir+"/") }) {
 			return pid, nil
 		}
@@ -230,7 +215,7 @@ func (h *host) containerd() (int, error) {
 }
 
 func (h *host) shim(uid string) (int, error) {
-	for pid, words := range processes() {
+	for pid, words := range fleet.Processes() {
 		if strings.Contains(filepath.Base(words[0]), "shim") && slices.Contains(words, "rd-"+uid) && !slices.Contains(words, "delete") {
 			return pid, nil
 		}
@@ -240,7 +225,7 @@ func (h *host) shim(uid string) (int, error) {
 
 // sentry is the process that is the instance's boundary.
 func (h *host) sentry(uid string) (int, error) {
-	all := processes()
+	all := fleet.Processes()
 	for _, pid := range h.look(uid, nil).procs {
 		if words := all[pid]; slices.Contains(words, "boot") || len(words) > 0 && strings.Contains(words[0], "sandbox") {
 			return pid, nil

@@ -224,8 +224,8 @@ func (c *chaos) succeed(name string) error {
 	if _, err := c.Start(name); err != nil {
 		return err
 	}
-	time.Sleep(2 * restartAfter)
-	for pid, words := range processes() {
+	until(5*time.Second, 10*time.Millisecond, func() bool { return child(c.Daemon(name).Pid) != 0 })
+	for pid, words := range fleet.Processes() {
 		if len(words) > 3 && filepath.Base(words[0]) == "redoubt" && slices.Contains(words, c.Path(name)) && pid != child(c.Daemon(name).Pid) {
 			if err := unix.Kill(pid, unix.SIGTERM); err != nil && !errors.Is(err, unix.ESRCH) {
 				return err

@@ -197,3 +197,20 @@ func StartTime(pid int) (string, error) {
 	}
 	return f[19], nil
 }
+
+// Processes are all on this host that have words, by pid.
+func Processes() map[int][]string {
+	out := map[int][]string{}
+	entries, _ := os.ReadDir("/proc")
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		line, _ := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
+		if len(line) > 0 {
+			out[pid] = strings.Split(strings.TrimRight(string(line), "\x00"), "\x00")
+		}
+	}
+	return out
+}
