@@ -29,6 +29,8 @@ type HostConfig struct {
 	Node     string
 	DataDir  string
 	Binaries probe.Binaries
+	// Allowed are the only runtimes that the node offers; none: all.
+	Allowed []isolation.Name
 	// Containerd is the socket of one that is there already; empty: a private
 	// one.
 	Containerd string
@@ -160,7 +162,7 @@ func (h *RealHost) findings(ctx context.Context, facts isolation.Host) ([]isolat
 		}
 		h.swept = true
 	}
-	return probe.Findings(ctx, probe.Inputs{Host: facts, Binaries: h.cfg.Binaries}, h.runner), nil
+	return probe.Findings(ctx, probe.Inputs{Host: facts, Binaries: h.cfg.Binaries, Allowed: h.cfg.Allowed}, h.runner), nil
 }
 
 // sweepCanaries removes canaries that an earlier life of the agent left.

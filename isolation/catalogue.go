@@ -1,5 +1,10 @@
 package isolation
 
+import (
+	"maps"
+	"slices"
+)
+
 // Names of the runtimes that this version knows. A report may carry others:
 // they are ranked like these, by what was proven.
 const (
@@ -33,6 +38,9 @@ var catalogue = map[Name]struct {
 // Solo5 tender (nabla) takes unikernels only, and its launcher is known to fall
 // back silently to runc when given anything else.
 func RunsOrdinaryImages(n Name) bool { return !catalogue[n].unikernelOnly }
+
+// Runtimes are the names of all that the catalogue has, sorted.
+func Runtimes() []Name { return slices.Sorted(maps.Keys(catalogue)) }
 
 // PromisedClass is the class that a known runtime is of when it works, and
 // ClassUnknown for one that the catalogue does not have. It is what a probe

@@ -25,6 +25,7 @@ import (
 	"redoubt.dev/redoubt/agent/session"
 	"redoubt.dev/redoubt/deploy/runtimes"
 	"redoubt.dev/redoubt/identity"
+	"redoubt.dev/redoubt/isolation"
 	"redoubt.dev/redoubt/isolation/probe"
 )
 
@@ -53,6 +54,9 @@ type Config struct {
 	// host may share it. Empty: DataDir/runtimes.
 	RuntimesDir string
 	Runtimes    string // RuntimesCarried (also "") or RuntimesHost
+	// AllowRuntimes are the only runtimes that the node offers, whatever else is
+	// there; none: all.
+	AllowRuntimes []isolation.Name
 	// Containerd is the socket of a daemon that is there already; empty: a
 	// private one.
 	Containerd string
@@ -171,7 +175,14 @@ func (c *Config) settle() error {
 // open opens the host under the node.
 func open(ctx context.Context, cfg Config, node string) (agent.Host, func() error, error) {
 	if cfg.Driver == DriverFake {
-		return agent.FakeHost(fake.New()), func() error { return nil }, nil
+		host := agent.FakeHost(fake.New())
+		all := host.Findings
+		host.Findings = func(ctx context.Context, facts isolation.Host) ([]isolation.Finding, error) {
+			found, err := all(ctx, facts)
+			probe.SwitchOff(found, cfg.AllowRuntimes)
+			return found, err
+		}
+		return host, func() error { return nil }, nil
 	}
 	if os.Geteuid() != 0 {
 		return agent.Host{}, nil, errors.New("an agent runs containers and needs root: start it with sudo")
@@ -203,7 +214,7 @@ func hostConfig(ctx context.Context, cfg Config, node string) (agent.HostConfig,
 	case RuntimesHost:
 		take = bundle.Host
 	default:
-		return agent.HostConfig{}, fmt.Errorf("runtimes: %q is neither carried nor host", cfg.Runtimes)
+		return agent.HostConfig{}, fmt.Errorf("runtimes: %q is neither carried nor host; which runtimes the node offers is said by allow-runtime", cfg.Runtimes)
 	}
 	paths, err := take(ctx, dir)
 	if err != nil {
@@ -225,6 +236,7 @@ func hostConfig(ctx context.Context, cfg Config, node string) (agent.HostConfig,
 			Containerd: paths.Containerd, Shim: paths.Shim, Runc: paths.Runc, Runsc: paths.Runsc,
 			Wrapper: paths.Wrapper, Crun: paths.Crun,
 		},
+		Allowed:  cfg.AllowRuntimes,
 		Carried:  map[string]string{ToolboxImage: paths.ToolboxImage, canary.Image: paths.CanaryImage},
 		Insecure: cfg.InsecureRegistries, Registries: registries, Images: cfg.Images, Log: cfg.Log,
 	}, nil

@@ -28,6 +28,8 @@ type Binaries struct {
 type Inputs struct {
 	Host     isolation.Host
 	Binaries Binaries
+	// Allowed are the only runtimes that this node offers; none: all.
+	Allowed []isolation.Name
 	// Find gives the path of a program that is not carried, or an error; nil
 	// looks on PATH and in the folders where such programs are installed.
 	Find func(name string) (string, error)
@@ -84,6 +86,9 @@ func Findings(ctx context.Context, in Inputs, runner Runner) []isolation.Finding
 	if in.Exists == nil {
 		in.Exists = func(path string) bool { _, err := os.Stat(path); return err == nil }
 	}
+	if runner != nil {
+		runner = allowedOnly{runner, in.Allowed}
+	}
 	var out []isolation.Finding
 	for _, probe := range []func(context.Context, Inputs, Runner) []isolation.Finding{
 		probeRunc, probeCrun, probeGVisor, probeKata, probeFirecracker, probeNabla,
@@ -93,7 +98,42 @@ func Findings(ctx context.Context, in Inputs, runner Runner) []isolation.Finding
 	slices.SortFunc(out, func(a, b isolation.Finding) int {
 		return cmp.Or(cmp.Compare(a.Runtime, b.Runtime), cmp.Compare(a.Variant, b.Variant))
 	})
+	SwitchOff(out, in.Allowed)
 	return out
+}
+
+// SwitchOff makes every finding of a runtime that is not among the allowed ones
+// say so, whatever was found. It takes away and never adds: what is allowed
+// counts as what it was proven to be. Where none is named, all are allowed.
+func SwitchOff(found []isolation.Finding, allowed []isolation.Name) {
+	if len(allowed) == 0 {
+		return
+	}
+	for i, f := range found {
+		if slices.Contains(allowed, f.Runtime) {
+			continue
+		}
+		// No digest: nothing of it is watched here, and nobody looks again soon.
+		found[i] = isolation.Finding{
+			Runtime: f.Runtime, Variant: f.Variant, Class: isolation.PromisedClass(f.Runtime), State: isolation.StateUnusable,
+			Terms: f.Terms, OverheadMemory: f.OverheadMemory,
+			Reason: "switched off by this node's operator",
+			Fix:    fmt.Sprintf("add %s to allow-runtime of this node's agent", f.Runtime),
+		}
+	}
+}
+
+// allowedOnly runs no canary under what is switched off.
+type allowedOnly struct {
+	Runner
+	allowed []isolation.Name
+}
+
+func (r allowedOnly) RunCanary(ctx context.Context, c Candidate) (Observation, error) {
+	if len(r.allowed) > 0 && !slices.Contains(r.allowed, c.Runtime) {
+		return Observation{}, fmt.Errorf("%s is switched off", c.Runtime)
+	}
+	return r.Runner.RunCanary(ctx, c)
 }
 
 // prove runs the canary of c and completes f, which holds what is known of the

@@ -112,6 +112,41 @@ func TestOnlyACanaryVerifies(t *testing.T) {
 	}
 }
 
+func TestWhatIsSwitchedOffIsNeitherTriedNorOffered(t *testing.T) {
+	in := inputs(t, kvmUsable, "crun", "urunc", "solo5-spt")
+	in.Allowed = []isolation.Name{"runc", "nabla"}
+	var ran []string
+	found := Findings(t.Context(), in, runnerFunc(func(ctx context.Context, c Candidate) (Observation, error) {
+		ran = append(ran, c.String())
+		return asPromised(ctx, c)
+	}))
+	if !slices.Equal(ran, []string{"runc"}) {
+		t.Errorf("canaries for %v", ran)
+	}
+	for _, f := range found {
+		switch f.Runtime {
+		case "runc":
+			if f.State != isolation.StateVerified || f.Class != isolation.ClassContainer {
+				t.Errorf("runc: %+v", f)
+			}
+		case "nabla": // allowed is not proven
+			if f.State != isolation.StateInstalled {
+				t.Errorf("nabla: %+v", f)
+			}
+		default:
+			if f.State != isolation.StateUnusable || !strings.Contains(f.Reason, "switched off") || !strings.Contains(f.Fix, string(f.Runtime)) || f.Digest != "" || f.Age != 0 {
+				t.Errorf("%s: %+v", f.Runtime, f)
+			}
+			if f.Class != isolation.PromisedClass(f.Runtime) {
+				t.Errorf("%s is of class %v", f.Runtime, f.Class)
+			}
+		}
+	}
+	if find(t, found, "gvisor", "kvm").State != isolation.StateUnusable {
+		t.Error("a variant stayed on")
+	}
+}
+
 func TestWhatIsMissingIsNamedDeepestFirst(t *testing.T) {
 	all := []string{"containerd-shim-kata-qemu-v2", "containerd-shim-kata-fc-v2", "qemu-system-x86_64", "virtiofsd", "/dev/vhost-vsock"}
 	tests := []struct {

@@ -7,6 +7,7 @@ import (
 	"math"
 	"net"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -17,8 +18,10 @@ import (
 	"redoubt.dev/redoubt/agent"
 	"redoubt.dev/redoubt/agent/session"
 	"redoubt.dev/redoubt/control"
+	"redoubt.dev/redoubt/control/fleet"
 	"redoubt.dev/redoubt/deploy/install"
 	"redoubt.dev/redoubt/deploy/node"
+	"redoubt.dev/redoubt/isolation"
 )
 
 // DefaultAgentDir is an agent's data directory.
@@ -50,6 +53,7 @@ func (a *app) agentVerb() (c *cobra.Command, settle func(mayJoin bool) (node.Con
 	port := f.Int("gossip-port", node.GossipPort, "port of the site's gossip; 0: no gossip")
 	metrics := metricsFlag(c)
 	f.StringVar(&cfg.Runtimes, "runtimes", node.RuntimesCarried, "carried: those in this program; host: those on PATH")
+	allowed := f.StringSlice("allow-runtime", nil, "only `NAME`, such as runc or gvisor, is offered here; the others are shown as switched off (default: all)")
 	f.StringVar(&cfg.RuntimesDir, "runtimes-dir", "", "where carried runtimes are unpacked; agents of one host may share it (default: in --data-dir)")
 	f.StringVar(&cfg.Containerd, "containerd", "", "`SOCKET` of a containerd that is there already (default: a private one)")
 	f.StringSliceVar(&cfg.AllowHostPaths, "allow-host-path", nil, "host `PATH` that workloads may mount, with everything below it")
@@ -66,6 +70,9 @@ func (a *app) agentVerb() (c *cobra.Command, settle func(mayJoin bool) (node.Con
 	f.StringVar(&cfg.Driver, "driver", node.DriverContainerd, "containerd, or fake: in memory, for trying the control plane; proves nothing")
 	settle = func(mayJoin bool) (node.Config, error) {
 		err := a.finishAgent(&cfg, *address, *port)
+		if err == nil {
+			cfg.AllowRuntimes, err = runtimeNames(*allowed)
+		}
 		if err == nil && mayJoin {
 			err = a.memberOrToken(&cfg, *token, *file)
 		}
@@ -111,6 +118,28 @@ func (a *app) finishAgent(cfg *node.Config, address string, port int) error {
 		cfg.Join[i] = withPort(server, control.PortEnroll)
 	}
 	return nil
+}
+
+// runtimeNames are the runtimes that are meant. An unknown one is refused: a
+// slip of the pen would otherwise switch off what it was to allow.
+func runtimeNames(given []string) ([]isolation.Name, error) {
+	var known []string
+	for _, n := range isolation.Runtimes() {
+		known = append(known, string(n))
+	}
+	var out []isolation.Name
+	for _, name := range given {
+		name = strings.TrimSpace(name)
+		if !slices.Contains(known, name) {
+			hint := "; there are " + strings.Join(known, ", ")
+			if near := fleet.Nearest(name, known); near != "" {
+				hint = fmt.Sprintf(". Did you mean %q?", near)
+			}
+			return nil, fmt.Errorf("allow-runtime: unknown runtime %q%s", name, hint)
+		}
+		out = append(out, isolation.Name(name))
+	}
+	return out, nil
 }
 
 // withPort adds a port to an address that has none.
