@@ -304,6 +304,11 @@ func (s *Server) unaryAuthorizer(ctx context.Context, req any, info *grpc.UnaryS
 	if err := authorize(s.bindings(), caller, info.FullMethod, msg); err != nil {
 		return nil, err
 	}
+	if r.kind == identity.KindUser {
+		if err := s.refuseUnknown(info.FullMethod, msg); err != nil {
+			return nil, err
+		}
+	}
 	return handler(withCaller(ctx, caller), req)
 }
 

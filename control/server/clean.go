@@ -92,6 +92,21 @@ func cleanReport(r *redoubtv1.Report) {
 	}
 }
 
+// cleanObserved cleans what a node said through another server.
+func cleanObserved(n *redoubtv1.NodeObservation) {
+	if h := n.GetHello(); h != nil {
+		cleanHello(h)
+	}
+	if r := n.GetReport(); r != nil {
+		cleanReport(r)
+	}
+	for _, st := range n.GetStatuses() {
+		if st != nil {
+			cleanStatus(st)
+		}
+	}
+}
+
 // agentError is what an agent says of a stream that it ends, for its user.
 func agentError(e *redoubtv1.AttachError) error {
 	code := codes.Code(e.GetCode())

@@ -149,6 +149,9 @@ func (s *Server) serveLocally(ctx context.Context, caller identity.ID, method st
 	if err := authorize(s.bindings(), caller, method, request); err != nil {
 		return nil, err
 	}
+	if err := s.refuseUnknown(method, request); err != nil {
+		return nil, err
+	}
 	for _, m := range redoubtv1.FleetService_ServiceDesc.Methods {
 		if fleetService+m.MethodName != method {
 			continue

@@ -23,6 +23,10 @@ func (s *peerAPI) Observe(ctx context.Context, req *redoubtv1.ObserveRequest) (*
 	if caller := callerFrom(ctx).Name(); req.GetServer() != caller {
 		return nil, status.Errorf(codes.PermissionDenied, "server %s may not speak for server %q", caller, req.GetServer())
 	}
+	// A server of an older version does not cut what its agents say.
+	for _, n := range req.GetNodes() {
+		cleanObserved(n)
+	}
 	return s.hear(ctx, req)
 }
 

@@ -40,6 +40,9 @@ func (a *app) applyCommand() *cobra.Command {
 			return fmt.Errorf("--if-revision is about one workload, the files have %d", len(workloads))
 		}
 		return a.with(c.Context(), func(ctx context.Context, f *connection) error {
+			if err := f.knows(ctx, workloads); err != nil {
+				return err
+			}
 			for _, w := range workloads {
 				req := &redoubtv1.ApplyWorkloadRequest{Workload: w, CommandId: commandID()}
 				if conditional {

@@ -28,6 +28,9 @@ func (a *app) planCommand() *cobra.Command {
 			return err
 		}
 		return a.with(c.Context(), func(ctx context.Context, f *connection) error {
+			if err := f.knows(ctx, workloads); err != nil {
+				return err
+			}
 			for n, w := range workloads {
 				name := named(w.GetNamespace(), w.GetName())
 				resp, err := f.PlanWorkload(ctx, &redoubtv1.PlanWorkloadRequest{Workload: w})
