@@ -21,7 +21,8 @@ import (
 )
 
 const (
-	probeEvery  = time.Second
+	probeEvery  = time.Second      // a daemon that has not answered
+	restEvery   = 5 * time.Second  // one that has; its end is seen at once
 	probeFor    = 3 * time.Second  // how long one question may take
 	silentFor   = 15 * time.Second // then a daemon that runs counts as hung
 	startFor    = 30 * time.Second // until a new daemon must have answered once
@@ -123,30 +124,21 @@ func (d *Daemon) tend(ctx context.Context) error {
 		case !p.alive():
 			return fmt.Errorf("containerd (pid %d) ended; its log is %s", p.Pid, d.logPath())
 		}
+		wait := probeEvery
 		if d.answers(ctx, client) {
-			answered, patience = time.Now(), silentFor
+			answered, patience, wait = time.Now(), silentFor, restEvery
 		} else if time.Since(answered) > patience {
 			_ = p.signal(unix.SIGKILL)
 			p.wait(5 * time.Second)
 			return fmt.Errorf("containerd (pid %d) did not answer for %v and was killed; its log is %s", p.Pid, patience, d.logPath())
 		}
-		if !d.pause(ctx, p, probeEvery) {
+		pause, cancel := context.WithTimeout(ctx, wait)
+		p.gone(pause)
+		cancel()
+		if ctx.Err() != nil {
 			return ctx.Err()
 		}
 	}
-}
-
-// pause waits, less if p ends; it tells whether ctx still lives.
-func (d *Daemon) pause(ctx context.Context, p process, length time.Duration) bool {
-	for end := time.Now().Add(length); time.Now().Before(end); {
-		if ctx.Err() != nil {
-			return false
-		}
-		if p.wait(min(100*time.Millisecond, time.Until(end))) {
-			break
-		}
-	}
-	return ctx.Err() == nil
 }
 
 func (d *Daemon) client() (*containerd.Client, error) { return dial(d.cfg) }

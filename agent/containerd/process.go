@@ -2,6 +2,7 @@ package containerd
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -70,20 +71,45 @@ func (p process) signal(sig syscall.Signal) error {
 // wait blocks until p is gone or the timeout passes; it tells whether p is
 // gone. It holds no goroutine.
 func (p process) wait(timeout time.Duration) bool {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	return p.gone(ctx)
+}
+
+// gone blocks until p is gone or ctx ends; it tells whether p is gone. The
+// kernel wakes it: whoever waits takes no thread and looks at nothing meanwhile.
+func (p process) gone(ctx context.Context) bool {
 	fd, err := unix.PidfdOpen(p.Pid, 0)
 	if err != nil {
 		return !p.alive()
 	}
-	defer unix.Close(fd)
-	deadline := time.Now().Add(timeout)
+	_ = unix.SetNonblock(fd, true) // or NewFile gives it to no poller
+	f := os.NewFile(uintptr(fd), "pidfd")
+	defer f.Close()
+	if !p.alive() { // it may have gone before, and the descriptor be another's
+		return true
+	}
+	conn, err := f.SyscallConn()
+	if err == nil {
+		defer context.AfterFunc(ctx, func() { _ = f.SetReadDeadline(time.Unix(1, 0)) })()
+		err = conn.Read(func(fd uintptr) bool {
+			n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+			return n > 0 || err != nil && !errors.Is(err, unix.EINTR)
+		})
+	}
+	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		return p.goneBySight(ctx) // the poller does not take it
+	}
+	return !p.alive()
+}
+
+// goneBySight is gone where the kernel does not tell.
+func (p process) goneBySight(ctx context.Context) bool {
 	for p.alive() {
-		left := time.Until(deadline)
-		if left <= 0 {
+		select {
+		case <-ctx.Done():
 			return false
-		}
-		_, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(left.Milliseconds())+1)
-		if err != nil && !errors.Is(err, unix.EINTR) {
-			return !p.alive()
+		case <-time.After(50 * time.Millisecond):
 		}
 	}
 	return true
