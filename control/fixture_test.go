@@ -44,7 +44,7 @@ type cluster struct {
 }
 
 // raftTiming elects fast.
-var raftTiming = consensus.Timing{Heartbeat: 300 * time.Millisecond, Election: 300 * time.Millisecond, Lease: 150 * time.Millisecond}
+var raftTiming = consensus.Timing{Heartbeat: 300 * time.Millisecond, Election: 300 * time.Millisecond}
 
 type running struct {
 	id        string

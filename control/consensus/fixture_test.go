@@ -133,14 +133,16 @@ func (s *servers) stopAll() {
 }
 
 // three voters, the first of which has initialised the cluster.
-func three(t *testing.T) *servers {
+func three(t *testing.T) *servers { t.Helper(); return threeWith(t, nil) }
+
+func threeWith(t *testing.T, edit func(*Config)) *servers {
 	t.Helper()
 	s := &servers{t: t, m: map[string]*member{}}
-	a := s.start("a", true, nil)
+	a := s.start("a", true, edit)
 	s.leader()
 	mustPropose(t, a, initCommand())
 	for _, id := range []string{"b", "c"} {
-		s.start(id, false, nil)
+		s.start(id, false, edit)
 		if _, err := a.AddNonvoter(within(t, 5*time.Second), id, "at-"+id); err != nil {
 			t.Fatal(err)
 		}

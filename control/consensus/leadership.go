@@ -27,6 +27,9 @@ func (n *Node) watchLeadership(ctx context.Context, r *raft.Raft) {
 			return
 		case leads := <-n.notify:
 			stop()
+			if err := r.ReloadConfig(n.pace(leads)); err != nil {
+				n.log.Warn("Raft's pace stays as it was", "server", n.cfg.ServerID, "leads", leads, "err", err)
+			}
 			if !leads {
 				continue
 			}
@@ -44,10 +47,12 @@ func (n *Node) establish(ctx context.Context, r *raft.Raft) {
 	for ctx.Err() == nil {
 		err := n.await(ctx, r.Barrier(0))
 		if err == nil {
+			last := r.AppliedIndex() // the barrier, or a later entry of this term
 			// Terms only grow: if it is the same after the barrier has committed, it
 			// was this server's during it.
 			if r.CurrentTerm() == term && r.State() == raft.Leader && ctx.Err() == nil {
 				n.setTerm(term)
+				n.committed(last)
 				n.log.Info("gained leadership", "server", n.cfg.ServerID, "term", term, "index", n.store.Index())
 			}
 			return

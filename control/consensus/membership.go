@@ -110,6 +110,7 @@ func (n *Node) change(ctx context.Context, what string, do func(*raft.Raft, time
 	f := do(r, enqueueFor(ctx))
 	switch err := n.await(ctx, f); {
 	case err == nil:
+		n.committed(f.Index())
 		return f.Index(), nil
 	case errors.Is(err, raft.ErrNotLeader):
 		return 0, fmt.Errorf("%s: %w", what, notLeader(r))

@@ -16,15 +16,14 @@ import (
 
 // Timing is how patient servers are with each other.
 type Timing struct {
-	// Heartbeat and Election: silence of the leader before an election, and of
-	// an election before the next. Lease: silence of a majority before a leader
-	// steps down; at most Heartbeat.
-	Heartbeat, Election, Lease time.Duration
+	// Heartbeat and Election: silence of the leader before an election, or of a
+	// majority before a leader steps down; and of an election before the next.
+	Heartbeat, Election time.Duration
 }
 
 // DefaultTiming elects a new leader in one to three seconds.
 func DefaultTiming() Timing {
-	return Timing{Heartbeat: time.Second, Election: time.Second, Lease: 500 * time.Millisecond}
+	return Timing{Heartbeat: time.Second, Election: time.Second}
 }
 
 // Config is what a Node is opened with.
@@ -76,13 +75,15 @@ type Node struct {
 	log       *slog.Logger
 	raftLog   hclog.Logger
 	raftCfg   *raft.Config
-	notify    chan bool // Raft's word of every change of leadership, in order
+	notify    chan bool     // Raft's word of every change of leadership, in order
+	tell      chan struct{} // capacity 1: others do not know yet what has committed
 	inFlight  chan struct{}
 	proposals sync.WaitGroup // goroutines that wait for one of Raft's futures
 	started   chan struct{}
 
 	mu      sync.Mutex
 	raft    *raft.Raft // nil unless running
+	commit  commit     // the newest that this server's proposals have reached
 	ran     bool
 	term    uint64        // that this server leads, its barrier applied; 0: none
 	changed chan struct{} // closed when term, the known leader or the store's failure changes
@@ -111,12 +112,13 @@ func Open(cfg Config) (*Node, error) {
 	}
 	n := &Node{
 		cfg: cfg, store: cfg.Store, storage: cfg.Storage, log: cfg.Logger, raftLog: hclogger(cfg.Logger),
-		notify: make(chan bool, 16), inFlight: make(chan struct{}, cfg.MaxInFlight),
+		notify: make(chan bool, 16), tell: make(chan struct{}, 1), inFlight: make(chan struct{}, cfg.MaxInFlight),
 		started: make(chan struct{}), changed: make(chan struct{}),
 	}
 	c := raft.DefaultConfig()
 	c.LocalID = raft.ServerID(cfg.ServerID)
-	c.HeartbeatTimeout, c.ElectionTimeout, c.LeaderLeaseTimeout = cfg.Timing.Heartbeat, cfg.Timing.Election, cfg.Timing.Lease
+	c.HeartbeatTimeout, c.ElectionTimeout, c.LeaderLeaseTimeout = cfg.Timing.Heartbeat, cfg.Timing.Election, cfg.Timing.Heartbeat
+	c.CommitTimeout = commitRepeat
 	c.SnapshotThreshold, c.TrailingLogs = cfg.SnapshotEvery, cfg.Trailing
 	c.NotifyCh, c.Logger = n.notify, n.raftLog
 	// A server that was removed stays, knows it, and answers so.
@@ -220,6 +222,7 @@ func (n *Node) Run(ctx context.Context) error {
 	var watchers sync.WaitGroup
 	watchers.Go(func() { n.watchLeadership(watch, r) })
 	watchers.Go(func() { n.watchLeader(watch, seen) })
+	watchers.Go(func() { n.tellCommits(watch, r, trans) })
 	if n.guard.reserve != nil {
 		watchers.Go(func() { n.watchReserve(watch, r) })
 	}

@@ -96,6 +96,9 @@ func (n *Node) propose(ctx context.Context, cmd *redoubtv1.Command) (Result, err
 	if applied.Err != nil {
 		return Result{}, fmt.Errorf("propose command %s: %w", stamped.Id, applied.Err)
 	}
+	if !applied.Duplicate {
+		n.committed(applied.Index)
+	}
 	return Result{Index: applied.Index, Results: applied.Results, Duplicate: applied.Duplicate}, nil
 }
 
