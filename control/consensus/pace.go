@@ -99,7 +99,7 @@ func (n *Node) tellCommits(ctx context.Context, r *raft.Raft, trans raft.Transpo
 			mu.Unlock()
 			var answer raft.AppendEntriesResponse
 			_ = trans.AppendEntries(to.ID, to.Address, &raft.AppendEntriesRequest{
-				RPCHeader: header, Term: c.term, Leader: header.Addr,
+				RPCHeader: header, Term: c.term,
 				PrevLogEntry: c.index, PrevLogTerm: c.term, LeaderCommitIndex: c.index,
 			}, &answer)
 		}
