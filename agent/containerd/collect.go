@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"strings"
 	"time"
@@ -38,6 +39,7 @@ func (d *Driver) KeepImages(ctx context.Context, wanted func() []string) error {
 		switch {
 		case ctx.Err() != nil:
 			return nil
+		case errors.Is(err, fs.ErrNotExist): // no daemon has made the directory yet
 		case err != nil:
 			d.log.Warn("cannot remove unused images", "err", err)
 		case len(c.removed) > 0 || c.torn > 0:

@@ -272,7 +272,7 @@ func (d *Daemon) find() (process, bool) {
 	}
 	var found process
 	hostProcesses(func(pid int, args []string) {
-		if filepath.Base(args[0]) == "containerd" && flagValue(args, "--config") == d.configPath() {
+		if filepath.Base(args[0]) == "containerd" && flagValue(args, "--config") == d.configPath() && seesDir(pid, d.cfg.Dir) {
 			if p, err := findProcess(pid); err == nil {
 				found = p
 			}

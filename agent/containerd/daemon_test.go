@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -69,6 +70,41 @@ func runDaemon(t *testing.T, d *Daemon) (stop func()) {
 
 // The daemon and its containers outlive the agent; the next agent adopts both,
 // even if the note of the daemon's pid is lost; a second agent is refused.
+// TestADaemonOfAnotherRootIsNotOurs: agents with mounts of their own may share a
+// kernel, and have the same paths. Who adopted another's daemon would kill it,
+// since it does not answer here.
+func TestADaemonOfAnotherRootIsNotOurs(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("mounts need root")
+	}
+	cfg := Config{Dir: t.TempDir(), Node: "test-root"}
+	d := &Daemon{cfg: cfg}
+	for mount, ours := range map[string]bool{"true": true, "mount -t tmpfs tmpfs " + cfg.Dir: false} {
+		script := mount + ` && exec -a containerd bash -c 'echo up; read x; :' x --config ` + d.configPath()
+		cmd := exec.Command("unshare", "--mount", "--propagation", "private", "bash", "-c", script)
+		in, err := cmd.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := out.Read(make([]byte, 3)); err != nil {
+			t.Fatal(err)
+		}
+		p, ok := d.find()
+		if ok != ours || ok && p.Pid != cmd.Process.Pid {
+			t.Errorf("after %q: found %v, pid %d of %d", mount, ok, p.Pid, cmd.Process.Pid)
+		}
+		in.Close()
+		_ = cmd.Wait()
+	}
+}
+
 func TestDaemonIsAdopted(t *testing.T) {
 	cfg := realConfig(t, "adopt")
 	first, err := NewDaemon(cfg)

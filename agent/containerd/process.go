@@ -160,6 +160,18 @@ func runsFile(pid int, path string) (bool, error) {
 	return os.SameFile(exe, file), nil
 }
 
+// seesDir tells whether dir is the same directory for pid as for us. Agents may
+// share a kernel and have mounts of their own, and then the same path is
+// another's.
+func seesDir(pid int, dir string) bool {
+	theirs, err := os.Stat(filepath.Join("/proc", strconv.Itoa(pid), "root", dir))
+	if err != nil {
+		return false
+	}
+	ours, err := os.Stat(dir)
+	return err == nil && os.SameFile(theirs, ours)
+}
+
 // hostProcesses calls f for every process in our own pid namespace. What runs
 // inside a container is in another one and can put what it likes in its
 // command line.

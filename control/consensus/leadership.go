@@ -17,7 +17,7 @@ func (n *Node) watchLeadership(ctx context.Context, r *raft.Raft) {
 		end()
 		end = func() {}
 		if n.setTerm(0) {
-			n.log.Info("lost leadership", "server", n.cfg.ServerID)
+			n.log.Info("lost leadership")
 		}
 	}
 	defer func() { stop() }()
@@ -53,7 +53,7 @@ func (n *Node) establish(ctx context.Context, r *raft.Raft) {
 			if r.CurrentTerm() == term && r.State() == raft.Leader && ctx.Err() == nil {
 				n.setTerm(term)
 				n.committed(last)
-				n.log.Info("gained leadership", "server", n.cfg.ServerID, "term", term, "index", n.store.Index())
+				n.log.Info("gained leadership", "term", term, "index", n.store.Index())
 			}
 			return
 		}

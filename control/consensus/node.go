@@ -134,7 +134,7 @@ func Open(cfg Config) (*Node, error) {
 		}
 		n.storage = s
 	}
-	n.guard = newGuard(n.storage, cfg.Logger.With("server", cfg.ServerID), func() {
+	n.guard = newGuard(n.storage, cfg.Logger, func() {
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		n.broadcast()
@@ -275,7 +275,7 @@ func (n *Node) handOver(r *raft.Raft) {
 	defer cancel()
 	if err := n.await(ctx, r.LeadershipTransfer()); err != nil {
 		// When all stop together there is nobody to hand it to.
-		n.log.Info("leadership was not handed over", "server", n.cfg.ServerID, "err", err)
+		n.log.Info("leadership was not handed over", "err", err)
 	}
 }
 

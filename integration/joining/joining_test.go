@@ -17,7 +17,7 @@ import (
 
 const nodeName = "rd-joining-1"
 
-// host is this host with mounts and a network of the test's own.
+// host is this host with a name, mounts and a network of the test's own.
 type host struct {
 	t   *testing.T
 	dir string // holds the copied program and what was written over the host's files
@@ -37,13 +37,14 @@ done
 mount -t tmpfs tmpfs /var/lib
 mount -t tmpfs tmpfs /run
 ip link set lo up
+hostname "$2"
 echo 0 >/proc/sys/net/ipv4/ip_forward
 mkdir "$1/home"
 echo ready
 exec sleep infinity
 `
 
-func newHost(t *testing.T) *host {
+func newHost(t *testing.T, name string) *host {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("joining a host needs root")
@@ -53,7 +54,7 @@ func newHost(t *testing.T) *host {
 		t.Log("systemd runs this host; it is hidden from the test by a mount over /run")
 	}
 	h := &host{t: t, dir: t.TempDir()}
-	cmd := exec.Command("unshare", "--mount", "--net", "--propagation", "private", "bash", "-c", layers, "layers", h.dir)
+	cmd := exec.Command("unshare", "--mount", "--net", "--uts", "--propagation", "private", "bash", "-c", layers, "layers", h.dir, name)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
@@ -74,9 +75,22 @@ func newHost(t *testing.T) *host {
 	return h
 }
 
+// builtProgram is bin/redoubt, with what it carries.
+func builtProgram(t *testing.T) string {
+	t.Helper()
+	built, err := filepath.Abs("../../bin/redoubt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command(built, "version", "-o", "name").Output(); err != nil || !bytes.Contains(out, []byte("runsc")) {
+		t.Skip("bin/redoubt is not here with its carried runtimes: make build")
+	}
+	return built
+}
+
 // command is a command on that host.
 func (h *host) command(ctx context.Context, words ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, "nsenter", append([]string{"--target", strconv.Itoa(h.pid), "--mount", "--net", "--wdns=" + h.dir, "--"}, words...)...)
+	cmd := exec.CommandContext(ctx, "nsenter", append([]string{"--target", strconv.Itoa(h.pid), "--mount", "--net", "--uts", "--wdns=" + h.dir, "--"}, words...)...)
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + filepath.Join(h.dir, "home"), "NO_COLOR=1"}
 	return cmd
 }
@@ -201,14 +215,8 @@ func startLine(t *testing.T, out string) string {
 // within a minute; again, nothing changes; upgraded, its containers live on;
 // purged, nothing is left.
 func TestAHostJoinsFromTheOneFile(t *testing.T) {
-	built, err := filepath.Abs("../../bin/redoubt")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if out, err := exec.Command(built, "version", "-o", "name").Output(); err != nil || !bytes.Contains(out, []byte("runsc")) {
-		t.Skip("bin/redoubt is not here with its carried runtimes: make build")
-	}
-	h := newHost(t)
+	built := builtProgram(t)
+	h := newHost(t, "rd-joining")
 	program := filepath.Join(h.dir, "redoubt")
 	h.do("cp", built, program)
 

@@ -46,7 +46,7 @@ func (a *app) joinTokenCommand() *cobra.Command {
 			} else if _, err := fmt.Fprintln(a.Stdout, resp.GetToken()); err != nil {
 				return err
 			}
-			a.say("It is good for %s. Copy it and this program to the host, and there:", age(time.Until(resp.GetExpires().AsTime())))
+			a.say("It is good for %s. Copy it and this program to the host, and there:", age(time.Until(resp.GetExpires().AsTime()).Round(time.Minute)))
 			if *role == "server" {
 				a.say("  sudo ./redoubt server install --address IP --token-file %s", where)
 				return nil
