@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -34,8 +35,8 @@ type reserve struct {
 	size int64
 	log  *slog.Logger
 
-	mu    sync.Mutex
-	given bool // given back: the server lives on it
+	mu    sync.Mutex  // held over what is done to the file
+	given atomic.Bool // given back: the server lives on it; asked by every proposal
 }
 
 func newReserve(dir string, size int64, log *slog.Logger) *reserve {
@@ -52,7 +53,7 @@ func (r *reserve) make() bool {
 	defer r.mu.Unlock()
 	fi, err := os.Stat(r.path)
 	if err == nil && fi.Size() == r.size {
-		r.given = false
+		r.given.Store(false)
 		return true
 	}
 	var s unix.Statfs_t
@@ -63,7 +64,7 @@ func (r *reserve) make() bool {
 		_ = os.Remove(r.path)
 		return false
 	}
-	r.given = false
+	r.given.Store(false)
 	return true
 }
 
@@ -97,19 +98,13 @@ func (r *reserve) give() bool {
 		}
 		return false
 	}
-	r.given = true
+	r.given.Store(true)
 	return true
 }
 
-// inUse tells whether the server lives on what it gave back.
-func (r *reserve) inUse() bool {
-	if r == nil {
-		return false
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.given
-}
+// inUse tells whether the server lives on what it gave back. It waits for
+// nothing: the file may be in the making meanwhile.
+func (r *reserve) inUse() bool { return r != nil && r.given.Load() }
 
 // full tells whether err is of a disk without room. Raft's log cache keeps only
 // the text of an error.

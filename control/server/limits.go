@@ -87,6 +87,7 @@ type admission struct {
 	mu         sync.Mutex
 	total      int
 	each       map[identity.ID]*usage
+	cleared    time.Time // when each was last rid of who is long gone
 	strangers  int
 	strangerAt map[netip.Prefix]int
 	// api and enrol let in who has not shown who they are.
@@ -96,7 +97,11 @@ type admission struct {
 	refused func(limit string)
 }
 
-// usage is what one node or user holds. It is forgotten a minute after the last.
+// forgetAfter is how long a caller's usage is kept at least after the last of it,
+// and how often it is looked who may be forgotten.
+const forgetAfter = time.Minute
+
+// usage is what one node or user holds.
 type usage struct {
 	connections, calls int
 	rate               *rate.Limiter
@@ -115,9 +120,13 @@ func newAdmission() *admission {
 func (a *admission) of(id identity.ID, now time.Time) *usage {
 	u, ok := a.each[id]
 	if !ok {
-		for other, o := range a.each {
-			if o.connections == 0 && o.calls == 0 && now.Sub(o.last) > time.Minute {
-				delete(a.each, other)
+		// Not for each newcomer: they come in thousands after a leader's death.
+		if now.Sub(a.cleared) > forgetAfter {
+			a.cleared = now
+			for other, o := range a.each {
+				if o.connections == 0 && o.calls == 0 && now.Sub(o.last) > forgetAfter {
+					delete(a.each, other)
+				}
 			}
 		}
 		u = &usage{rate: rate.NewLimiter(callsPerSecond, callBurst)}
