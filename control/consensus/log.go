@@ -11,13 +11,17 @@ import (
 )
 
 // hclogger makes Raft write to logger. That a connection has to be dialled anew
-// because its certificate ends is planned, and no error: Debug. Raft tells its own story at Info; for
+// because its certificate ends is planned, and no error: Debug. So is that news of
+// a commit came before its entry; who lags is told of by its leader. Raft tells its own story at Info; for
 // the server that is Debug, since what matters of it (who leads) is logged here.
 func hclogger(logger *slog.Logger) hclog.Logger {
 	l := hclog.NewInterceptLogger(&hclog.LoggerOptions{Name: "raft", Level: hclog.Off, Output: io.Discard})
 	l.RegisterSink(sink{logger})
 	return l
 }
+
+// entryNotThere is a follower's word on news of an entry that it lacks.
+const entryNotThere = "failed to get previous log"
 
 type sink struct{ logger *slog.Logger }
 
@@ -28,6 +32,9 @@ func (s sink) Accept(name string, level hclog.Level, msg string, args ...any) {
 		at = slog.LevelWarn
 	case hclog.Error:
 		at = slog.LevelError
+	}
+	if msg == entryNotThere {
+		at = slog.LevelDebug
 	}
 	for _, a := range args {
 		if err, ok := a.(error); ok && errors.Is(err, errDraining) {

@@ -97,11 +97,18 @@ func (n *Node) tellCommits(ctx context.Context, r *raft.Raft, trans raft.Transpo
 			}
 			told[to.ID] = c // or not: then Raft tells it
 			mu.Unlock()
-			var answer raft.AppendEntriesResponse
-			_ = trans.AppendEntries(to.ID, to.Address, &raft.AppendEntriesRequest{
+			q := &raft.AppendEntriesRequest{
 				RPCHeader: header, Term: c.term,
 				PrevLogEntry: c.index, PrevLogTerm: c.term, LeaderCommitIndex: c.index,
-			}, &answer)
+			}
+			// The entry itself may be on its way, on another connection.
+			for pause := 5 * time.Millisecond; ; pause *= 2 {
+				var answer raft.AppendEntriesResponse
+				err := trans.AppendEntries(to.ID, to.Address, q, &answer)
+				if err != nil || answer.Success || answer.Term > c.term || pause > commitRepeat/4 || !pauseFor(ctx, pause) {
+					break
+				}
+			}
 		}
 	}
 	for {
@@ -118,5 +125,15 @@ func (n *Node) tellCommits(ctx context.Context, r *raft.Raft, trans raft.Transpo
 			}
 			mu.Unlock()
 		}
+	}
+}
+
+// pauseFor waits for d; false if ctx ended first.
+func pauseFor(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
 	}
 }

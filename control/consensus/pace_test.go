@@ -66,10 +66,10 @@ func TestFollowersLearnAtOnceWhatHasCommitted(t *testing.T) {
 		lead := s.leader()
 		learn := func(what string, known func(*member) bool) {
 			t.Helper()
-			time.Sleep(10 * time.Millisecond)
+			time.Sleep(50 * time.Millisecond)
 			for _, m := range s.m {
 				if !known(m) {
-					t.Errorf("server %s has not applied %s after 10 ms", m.id, what)
+					t.Errorf("server %s has not applied %s after 50 ms", m.id, what)
 				}
 			}
 		}
@@ -88,7 +88,7 @@ func TestFollowersLearnAtOnceWhatHasCommitted(t *testing.T) {
 		}
 		s.cut(lagging)
 		mustPropose(t, lead, role("late", "late"))
-		time.Sleep(10 * time.Millisecond)
+		time.Sleep(50 * time.Millisecond)
 		for _, m := range s.m {
 			if has(m, "late") == (m == lagging) {
 				t.Errorf("server %s, of which %s was cut off: late is there: %v", m.id, lagging.id, has(m, "late"))

@@ -59,7 +59,7 @@ func (t *term) place(ctx context.Context) error {
 			}
 			continue
 		}
-		if !t.waitForChange(ctx, ws) {
+		if !t.waitForChange(ctx, ws, begun) {
 			return nil
 		}
 	}
@@ -81,15 +81,16 @@ func pendingReasons(p placement.Result) map[string]int {
 }
 
 // waitForChange returns when the state or what was heard may have changed, or
-// after replanEvery; false if ctx ended.
-func (t *term) waitForChange(ctx context.Context, ws state.WatchSet) bool {
+// after replanEvery; false if ctx ended. A change alone is planned for at once;
+// of many, settle apart, each plan takes what has gathered.
+func (t *term) waitForChange(ctx context.Context, ws state.WatchSet, planned time.Time) bool {
 	wait, cancel := context.WithTimeout(ctx, replanEvery)
 	defer cancel()
 	select {
 	case <-ws.WatchCh(wait):
 	case <-t.observed.Changed():
 	}
-	return sleep(ctx, settle)
+	return sleep(ctx, settle-time.Since(planned))
 }
 
 // planOperations turns a plan into operations, stops first: they make room.

@@ -12,9 +12,10 @@ import (
 )
 
 const (
-	// observeSoon is how long what sessions say is gathered before it goes to
-	// the leader in one batch, so that a person sees an instance run as soon as
-	// it does; observeEvery where the last batch spoke of observeMany nodes.
+	// observeSoon is how long after a batch the next one goes to the leader, with
+	// what sessions have said meanwhile. What is said after a silence goes at
+	// once, so that a person sees an instance run as soon as it does. It is
+	// observeEvery where the last batch spoke of observeMany nodes.
 	observeSoon  = 10 * time.Millisecond
 	observeEvery = 100 * time.Millisecond
 	observeMany  = 50
@@ -44,6 +45,7 @@ func (s *Server) observe(ctx context.Context) error {
 		leader    string
 		term      uint64
 		answered  = time.Now()
+		gathered  time.Time
 		gatherFor = observeSoon
 	)
 	ticker := time.NewTicker(s.cfg.Timing.Heartbeat / 2)
@@ -54,13 +56,17 @@ func (s *Server) observe(ctx context.Context) error {
 			return nil
 		case <-s.sessions.dirty:
 		case <-ticker.C:
+			if s.sessions.none() { // whom the leader could ask for anything
+				answered = time.Now()
+				continue
+			}
 		}
 		select { // let others join the batch
 		case <-ctx.Done():
 			return nil
-		case <-time.After(gatherFor):
+		case <-time.After(gatherFor - time.Since(gathered)):
 		}
-		gatherFor = observeSoon
+		gatherFor, gathered = observeSoon, time.Now()
 		id, _ := s.leaderRef()
 		if id.ID != leader {
 			leader = id.ID
@@ -78,7 +84,7 @@ func (s *Server) observe(ctx context.Context) error {
 				}
 				s.log.Debug("the leader did not take a batch", "leader", leader, "err", err)
 				s.putBack(taken)
-				gatherFor = observeEvery
+				gatherFor, gathered = observeEvery, time.Now()
 				if time.Since(answered) > leaderlessFor {
 					s.dismiss(errNoLeaderIn)
 					answered = time.Now()

@@ -105,6 +105,13 @@ func (ss *sessions) all() (present, ended []*session) {
 	return present, ended
 }
 
+// none tells whether no session is there or has ended unheard.
+func (ss *sessions) none() bool {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	return len(ss.byNode) == 0 && len(ss.ended) == 0
+}
+
 // peek returns the present sessions.
 func (ss *sessions) peek() []*session {
 	ss.mu.Lock()
