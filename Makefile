@@ -74,8 +74,12 @@ chaos: build
 	@go build -o bin/redoubt-chaos ./integration/chaos
 	@exec bin/redoubt-chaos -t $(T) $(CHAOS)
 
+# make bench PAGE=docs notes what it measures there, and makes the page and its
+# plots anew; BENCH="-quick" or names of benchmarks go with it.
+PAGE ?=
+BENCH ?=
 bench: build
-	go run ./integration/bench
+	go run ./integration/bench $(if $(PAGE),-page $(PAGE)) $(BENCH)
 
 fuzz-smoke: deps
 	@integration/fuzz.sh

@@ -8,10 +8,13 @@ import (
 	"redoubt.dev/redoubt/integration/net/fleet"
 )
 
+const aboutCLI = `
+The command as a process, from its start to its end, with one server and one workload.`
+
 // benchCLI measures how long a person waits for a table and for a completion.
-func benchCLI(ctx context.Context) (out []figure, err error) {
-	const runs = 30
-	err = withFleet(ctx, []string{"s1"}, []string{"bergen-1"}, 5*time.Second, func(f *fleet.Fleet) error {
+func benchCLI(ctx context.Context, set settings, out *result) error {
+	runs := set.of(30, 8)
+	return withFleet(ctx, layout{servers: []string{"s1"}, nodes: []string{"bergen-1"}}, func(f *fleet.Fleet) error {
 		w, err := toolbox("web", 1)
 		if err != nil {
 			return err
@@ -45,11 +48,10 @@ func benchCLI(ctx context.Context) (out []figure, err error) {
 		if err != nil {
 			return err
 		}
-		out = append(out,
+		out.add(
 			against("redoubt get, median", get, "ms", "the aim", 30),
 			against("completion of a workload's name, median", complete, "ms", "the aim", 20),
 			against("redoubt get, median", get, "ms", "redoubt version, which asks nobody", bare))
 		return nil
 	})
-	return out, err
 }

@@ -17,16 +17,41 @@ import (
 	redoubtv1 "redoubt.dev/redoubt/proto/redoubt/v1"
 )
 
+// layout is a fleet to bring up.
+type layout struct {
+	servers []string
+	nodes   []string          // SITE-NUMBER
+	only    map[string]string // the one runtime that a node offers; without an entry, all
+	// agent and server are further flags of all of them.
+	agent, server []string
+}
+
 // withFleet has a real fleet up while do works: processes in network
-// namespaces, in one site.
-func withFleet(ctx context.Context, servers []string, nodes []string, heartbeat time.Duration, do func(*fleet.Fleet) error) (err error) {
+// namespaces.
+func withFleet(ctx context.Context, l layout, do func(*fleet.Fleet) error) (err error) {
+	if os.Getuid() != 0 {
+		return errors.New("it needs root: it makes network namespaces")
+	}
 	dir, err := os.MkdirTemp(".", ".demo-bench")
 	if err != nil {
 		return err
 	}
+	allow := map[string][]string{}
+	for node, runtime := range l.only {
+		allow[node] = []string{runtime}
+	}
+	var sites []topology.Site
+	for _, n := range l.nodes {
+		name, _, _ := strings.Cut(n, "-")
+		if len(sites) == 0 || sites[len(sites)-1].Name != name {
+			sites = append(sites, topology.Site{Name: name})
+		}
+		sites[len(sites)-1].Nodes = append(sites[len(sites)-1].Nodes, n)
+	}
 	f, err := fleet.New(fleet.Config{
-		Clone: ".", Binary: filepath.Join("bin", "redoubt"), Dir: dir, SVIDTTL: time.Hour, Heartbeat: heartbeat,
-		Plan: topology.Plan{Prefix: "rd-bench", Net: 79, Servers: servers, Sites: []topology.Site{{Name: "bergen", Nodes: nodes}}},
+		Clone: ".", Binary: filepath.Join("bin", "redoubt"), Dir: dir, SVIDTTL: time.Hour, Heartbeat: 5 * time.Second,
+		Allow: allow, AgentArgs: l.agent, ServerArgs: l.server,
+		Plan: topology.Plan{Prefix: "rd-bench", Net: 79, Servers: l.servers, Sites: sites},
 	})
 	if err != nil {
 		return err

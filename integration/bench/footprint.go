@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"strings"
 	"time"
@@ -10,11 +11,17 @@ import (
 	redoubtv1 "redoubt.dev/redoubt/proto/redoubt/v1"
 )
 
+const aboutFootprint = `
+A fleet of three servers and one node, ten seconds after it stood and while nobody
+asks anything. PSS is memory with what is shared divided among those who share it. CPU
+is that of the process's threads over half a minute.`
+
 // benchFootprint measures what a server and an agent take at rest, and what an
 // instance takes beside its sandbox.
-func benchFootprint(ctx context.Context) (out []figure, err error) {
-	const instances, watched = 5, 30 * time.Second
-	err = withFleet(ctx, []string{"s1", "s2", "s3"}, []string{"bergen-1"}, 5*time.Second, func(f *fleet.Fleet) error {
+func benchFootprint(ctx context.Context, set settings, out *result) error {
+	const instances = 5
+	watched := time.Duration(set.of(30, 10)) * time.Second
+	return withFleet(ctx, layout{servers: []string{"s1", "s2", "s3"}, nodes: []string{"bergen-1"}}, func(f *fleet.Fleet) error {
 		rest := func() error {
 			select {
 			case <-time.After(10 * time.Second):
@@ -50,7 +57,7 @@ func benchFootprint(ctx context.Context) (out []figure, err error) {
 			if err != nil {
 				return err
 			}
-			out = append(out,
+			out.add(
 				against(who+" at rest, PSS", mb(memory), "MB", "the aim (a Nomad client has been seen at 84 MB)", aim),
 				against(who+" at rest, CPU", 100*float64(after-before)/float64(time.Since(begun)), "% of a core", "the aim", 0.2))
 		}
@@ -85,33 +92,32 @@ func benchFootprint(ctx context.Context) (out []figure, err error) {
 			}
 			shims += m
 		}
-		out = append(out,
+		out.add(
 			against("an instance's shim, PSS", mb(shims)/float64(len(pids)), "MB", "the aim", 8),
 			against("an instance's share of the agent, PSS", mb(busy-idle)/instances, "MB", "a Nomad client, which runs itself again", 28))
 		return nil
 	})
-	return out, err
 }
 
 func mb(n int64) float64 { return float64(n) / 1e6 }
 
-// run applies a workload and waits until all of it runs.
+// run applies a workload and waits until all of it runs and is ready.
 func run(ctx context.Context, f *fleet.Fleet, w *redoubtv1.Workload) error {
 	if err := f.Call(ctx, func(ctx context.Context, c redoubtv1.FleetServiceClient) error {
-		_, err := c.ApplyWorkload(ctx, &redoubtv1.ApplyWorkloadRequest{Workload: w, CommandId: w.GetName() + time.Now().String()})
+		_, err := c.ApplyWorkload(ctx, &redoubtv1.ApplyWorkloadRequest{Workload: w, CommandId: rand.Text()})
 		return err
 	}); err != nil {
 		return err
 	}
-	return f.Until(ctx, time.Minute, w.GetName()+" runs", func(ctx context.Context, c redoubtv1.FleetServiceClient) (string, error) {
+	return f.Until(ctx, 2*time.Minute, w.GetName()+" runs", func(ctx context.Context, c redoubtv1.FleetServiceClient) (string, error) {
 		r, err := c.GetWorkload(ctx, &redoubtv1.GetWorkloadRequest{Namespace: "default", Name: w.GetName()})
 		if err != nil {
 			return "", err
 		}
 		var waiting []string
 		for _, i := range r.GetWorkload().GetStatus().GetInstances() {
-			if p := i.GetStatus().GetPhase(); p != redoubtv1.InstancePhase_INSTANCE_PHASE_RUNNING {
-				waiting = append(waiting, i.GetAssignment().GetInstance()+" is "+p.String())
+			if p := i.GetStatus().GetPhase(); p != redoubtv1.InstancePhase_INSTANCE_PHASE_RUNNING || !i.GetReady() {
+				waiting = append(waiting, i.GetAssignment().GetInstance()+" is "+p.String()+" "+i.GetStatus().GetNotReady())
 			}
 		}
 		if want := int(w.GetPlacement().GetReplicas()); len(r.GetWorkload().GetStatus().GetInstances()) < want {

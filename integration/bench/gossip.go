@@ -8,14 +8,18 @@ import (
 	"redoubt.dev/redoubt/integration/net/fleet"
 )
 
+const aboutGossip = `
+One of four nodes of a site is taken off the network: until the others' word makes the
+control plane suspect it, against the timeout of its session.`
+
 // benchGossip takes a node off the network and waits until the control plane
 // suspects it by the word of its site, and until its session times out.
-func benchGossip(ctx context.Context) (out []figure, err error) {
-	err = withFleet(ctx, []string{"s1"}, []string{"bergen-1", "bergen-2", "bergen-3", "bergen-4"}, 5*time.Second, func(f *fleet.Fleet) error {
-		out, err = silence(ctx, f)
+func benchGossip(ctx context.Context, _ settings, out *result) error {
+	return withFleet(ctx, layout{servers: []string{"s1"}, nodes: []string{"bergen-1", "bergen-2", "bergen-3", "bergen-4"}}, func(f *fleet.Fleet) error {
+		figures, err := silence(ctx, f)
+		out.add(figures...)
 		return err
 	})
-	return out, err
 }
 
 func silence(ctx context.Context, f *fleet.Fleet) ([]figure, error) {

@@ -2,78 +2,90 @@ package main
 
 import (
 	"fmt"
-	"html"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
-	"time"
-
-	"golang.org/x/sys/unix"
 )
 
-// page writes docs/benchmarks.md and docs/benchmarks.svg: all figures of one
-// run, and their ratios as bars.
-func page(dir string, figures []figure) error {
-	var b strings.Builder
-	fmt.Fprintf(&b, `# Benchmarks
-
-Made by `+"`go run ./integration/bench -page docs`"+` on %s, %d cores of %s, Linux %s.
-Each figure stands beside what it is held against: a peer or a bound measured in
-the same run, or an aim. A ratio below one is better than that. Where pairs were
-taken in turn, the ratio is the median of the pairs, with the bounds of 95 %%
-confidence. The machine is shared; ratios are worth more than milliseconds.
-
-![ratios](benchmarks.svg)
-
-| figure | value | held against | its value | ratio |
-|---|---|---|---|---|
-`, time.Now().UTC().Format(time.DateOnly), runtime.NumCPU(), runtime.GOARCH, release())
-	for _, f := range figures {
-		sure := ""
-		if f.High > 0 {
-			sure = fmt.Sprintf(" (%.2f to %.2f)", f.Low, f.High)
-		}
-		fmt.Fprintf(&b, "| %s | %.4g %s | %s | %.4g | %.2f%s |\n", f.Name, f.Value, f.Unit, f.Peer, f.Bound, f.Ratio, sure)
+// page writes benchmarks.md and its plots from benchmarks.json: a section for
+// each benchmark, its figures as a table, their ratios as bars, and its curves.
+func page(dir string) error {
+	all, err := recall(dir)
+	if err != nil {
+		return err
 	}
+	old, _ := filepath.Glob(filepath.Join(dir, "benchmarks*.svg"))
+	for _, f := range old {
+		if err := os.Remove(f); err != nil {
+			return err
+		}
+	}
+	var b strings.Builder
+	b.WriteString("# Benchmarks\n\n" +
+		"Made by `make bench PAGE=docs` (`go run ./integration/bench -page docs`), which notes what\n" +
+		"was measured in [benchmarks.json](benchmarks.json) and makes this page and its plots\n" +
+		"from it; with names it measures those anew and keeps the rest. Each figure stands beside\n" +
+		"what it is held against: a peer or a bound measured in the same run, or an aim. Where\n" +
+		"pairs were taken in turn, the ratio is the median of the pairs, with the bounds of 95 %\n" +
+		"confidence. The machine is small and shared; ratios are worth more than milliseconds.\n")
 	if more, err := os.ReadFile(filepath.Join(dir, "benchmarks.in.md")); err == nil {
 		b.WriteString("\n" + string(more))
 	}
-	if err := os.WriteFile(filepath.Join(dir, "benchmarks.md"), []byte(b.String()), 0o644); err != nil {
-		return err
-	}
-	return os.WriteFile(filepath.Join(dir, "benchmarks.svg"), []byte(bars(figures)), 0o644)
-}
-
-func release() string {
-	var u unix.Utsname
-	if err := unix.Uname(&u); err != nil {
-		return "unknown"
-	}
-	version, _, _ := strings.Cut(unix.ByteSliceToString(u.Release[:]), "-")
-	return version
-}
-
-// bars draws the ratios; the line is at one, and what is longer than three is
-// cut and says so by its number.
-func bars(figures []figure) string {
-	const left, unit, row, most = 430, 110, 22, 3.0
-	height := row*len(figures) + 30
-	var b strings.Builder
-	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" font-family="sans-serif" font-size="12">
-<rect width="100%%" height="100%%" fill="white"/>
-`, left+int(most*unit)+70, height)
-	for i, f := range figures {
-		y := 10 + row*i
-		colour := "#3b7d4f"
-		if f.Ratio > 1 {
-			colour = "#b5653a"
+	for _, k := range benchmarks {
+		t, ok := all[k.name]
+		if !ok {
+			continue
 		}
-		fmt.Fprintf(&b, `<text x="%d" y="%d" text-anchor="end">%s</text><rect x="%d" y="%d" width="%.0f" height="14" fill="%s"/><text x="%.0f" y="%d">%.2f</text>
-`, left-8, y+12, html.EscapeString(f.Name), left, y, min(f.Ratio, most)*unit, colour, float64(left)+min(f.Ratio, most)*unit+6, y+12, f.Ratio)
+		fmt.Fprintf(&b, "\n## %s\n\n%s\n\n`bench %s`, %s", k.title, strings.TrimSpace(k.about), k.name, t.Date)
+		if t.Commit != "" {
+			fmt.Fprintf(&b, " at %s", t.Commit)
+		}
+		fmt.Fprintf(&b, ", %d cores of %s, Linux %s, in %s", t.Cores, t.Arch, t.Linux, t.Took)
+		if t.Quick {
+			b.WriteString("; **a quick run**, of few rounds")
+		}
+		b.WriteString(".\n\n| figure | value | held against | its value | ratio |\n|---|---|---|---|---|\n")
+		for _, f := range t.Figures {
+			fmt.Fprintf(&b, "| %s | %s |%s\n", f.Name, strings.TrimSpace(fmt.Sprintf("%s %s", number(f.Value), f.Unit)), held(f))
+		}
+		stem := "benchmarks-" + strings.ReplaceAll(k.name, "/", "-")
+		plots := t.Plots
+		if p, any := ratios(t.Figures); any {
+			plots = append([]plot{p}, plots...)
+		}
+		for i, p := range plots {
+			name := stem + ".svg"
+			if i > 0 {
+				name = fmt.Sprintf("%s-%d.svg", stem, i+1)
+			}
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(p.svg()), 0o644); err != nil {
+				return err
+			}
+			fmt.Fprintf(&b, "\n![%s](%s)\n", p.Title, name)
+		}
 	}
-	fmt.Fprintf(&b, `<line x1="%d" y1="4" x2="%d" y2="%d" stroke="black" stroke-dasharray="3 3"/>
-</svg>
-`, left+unit, left+unit, height-20)
-	return b.String()
+	return os.WriteFile(filepath.Join(dir, "benchmarks.md"), []byte(b.String()), 0o644)
+}
+
+// held is the part of a row that says against what.
+func held(f figure) string {
+	if f.Peer == "" {
+		return " | | |"
+	}
+	ratio := ""
+	if f.Ratio != 0 {
+		ratio = fmt.Sprintf("%.2f", f.Ratio)
+	}
+	if f.High > 0 {
+		ratio += fmt.Sprintf(" (%.2f to %.2f)", f.Low, f.High)
+	}
+	return fmt.Sprintf(" %s | %s | %s |", f.Peer, number(f.Bound), ratio)
+}
+
+// number has four digits that mean something, and all those of a whole number.
+func number(v float64) string {
+	if v == float64(int64(v)) && v < 1e9 && v > -1e9 {
+		return fmt.Sprintf("%d", int64(v))
+	}
+	return fmt.Sprintf("%.4g", v)
 }

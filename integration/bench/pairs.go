@@ -23,14 +23,19 @@ import (
 	"redoubt.dev/redoubt/isolation"
 )
 
-// paired holds one median against another, with the ratio of each pair and the
+// paired holds one median of milliseconds against another's.
+func paired(name string, ours, theirs []time.Duration, peer string) figure {
+	return ratioed(name, "ms", numbers(ours, ms), numbers(theirs, ms), peer)
+}
+
+// ratioed holds one median against another, with the ratio of each pair and the
 // bounds between which their median is with 95 % confidence (by ranks: the
 // binomial interval of a median).
-func paired(name string, ours, theirs []time.Duration, peer string) figure {
-	f := against(name, ms(median(ours)), "ms", peer, ms(median(theirs)))
+func ratioed(name, unit string, ours, theirs []float64, peer string) figure {
+	f := against(name, middle(ours), unit, peer, middle(theirs))
 	ratios := make([]float64, len(ours))
 	for i := range ours {
-		ratios[i] = float64(ours[i]) / float64(theirs[i])
+		ratios[i] = ours[i] / theirs[i]
 	}
 	slices.Sort(ratios)
 	n := len(ratios)
@@ -45,11 +50,19 @@ func paired(name string, ours, theirs []time.Duration, peer string) figure {
 	return f
 }
 
+func numbers(ds []time.Duration, in func(time.Duration) float64) (out []float64) {
+	for _, d := range ds {
+		out = append(out, in(d))
+	}
+	return out
+}
+
 // pairs starts containers in turn by the driver and by containerd's client.
 type pairs struct {
 	drv       *containerd.Driver
 	bare      *client.Client
 	namespace string
+	node, dir string
 	image     string
 	n         int
 }

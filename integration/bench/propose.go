@@ -20,12 +20,16 @@ import (
 
 const proposals = 200
 
+const aboutPropose = `
+One write of a lone server, acknowledged when it is on disk and applied, one after the
+other.`
+
 // benchPropose measures one acknowledged write of a lone server on disk, one
 // after the other, against writing and syncing the same bytes to a file.
-func benchPropose(ctx context.Context) ([]figure, error) {
+func benchPropose(ctx context.Context, _ settings, out *result) error {
 	dir, err := os.MkdirTemp(".", ".demo-bench")
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer os.RemoveAll(dir)
 	_, transport := raft.NewInmemTransport("s1")
@@ -35,10 +39,10 @@ func benchPropose(ctx context.Context) ([]figure, error) {
 		Transport: transport, Store: store, Logger: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if err := node.Bootstrap(); err != nil {
-		return nil, errors.Join(err, node.Close())
+		return errors.Join(err, node.Close())
 	}
 	runCtx, cancel := context.WithCancel(ctx)
 	done := make(chan error, 1)
@@ -49,7 +53,7 @@ func benchPropose(ctx context.Context) ([]figure, error) {
 	for !node.IsLeader() || node.VerifyRead(lead) != nil {
 		select {
 		case <-lead.Done():
-			return nil, fmt.Errorf("no leadership: %w", lead.Err())
+			return fmt.Errorf("no leadership: %w", lead.Err())
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
@@ -60,17 +64,16 @@ func benchPropose(ctx context.Context) ([]figure, error) {
 		// The operation is empty and is refused; what is measured is that the
 		// log entry is on disk and applied.
 		if _, err := node.Propose(ctx, cmd); err != nil {
-			return nil, err
+			return err
 		}
 		took = append(took, time.Since(begun))
 	}
 	bound, err := fsync(filepath.Join(dir, "raw"))
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return []figure{
-		against("one acknowledged write, median", ms(median(took)), "ms", "write and fsync of 256 bytes", ms(bound)),
-	}, nil
+	out.add(against("one acknowledged write, median", ms(median(took)), "ms", "write and fsync of 256 bytes", ms(bound)))
+	return nil
 }
 
 func fsync(path string) (time.Duration, error) {
@@ -98,8 +101,9 @@ func median(ds []time.Duration) time.Duration {
 	if len(ds) == 0 {
 		return 0
 	}
-	s := slices.Sorted(slices.Values(ds))
-	return s[len(s)/2]
+	return sortedCopy(ds)[len(ds)/2]
 }
+
+func sortedCopy(ds []time.Duration) []time.Duration { return slices.Sorted(slices.Values(ds)) }
 
 func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }

@@ -44,6 +44,21 @@ func (f *Fleet) Call(ctx context.Context, do func(context.Context, redoubtv1.Fle
 	return errors.Join(errs...)
 }
 
+// Dial opens a connection to a server as the administrator, for one who asks
+// often; the connection ends with close.
+func (f *Fleet) Dial(server string) (c redoubtv1.FleetServiceClient, close func(), err error) {
+	file, err := identity.LoadFile(f.File("admin.context"))
+	if err != nil {
+		return nil, nil, err
+	}
+	src := file.Source()
+	conn, err := identity.NewConn("passthrough:///"+f.cfg.Plan.Address(server)+":7450", src, identity.AuthorizeServers(file.Bundle.TrustDomain()))
+	if err != nil {
+		return nil, nil, errors.Join(err, src.Close())
+	}
+	return redoubtv1.NewFleetServiceClient(conn), func() { _ = conn.Close(); _ = src.Close() }, nil
+}
+
 // Until asks again and again until done says so. The error is the last answer's
 // or what done found missing.
 func (f *Fleet) Until(ctx context.Context, patience time.Duration, what string, ask func(context.Context, redoubtv1.FleetServiceClient) (missing string, err error)) error {

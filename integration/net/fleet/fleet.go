@@ -33,8 +33,11 @@ type Config struct {
 	// Supervisor is a command that every daemon's is given to as arguments, and
 	// that starts it again when it ends; none: daemons are started bare.
 	Supervisor []string
-	// AgentArgs are further flags of every agent.
-	AgentArgs []string
+	// AgentArgs are further flags of every agent, ServerArgs of every server.
+	AgentArgs, ServerArgs []string
+	// Allow are the only runtimes that a node's agent offers; without an entry
+	// it offers all.
+	Allow map[string][]string
 }
 
 // TrustDomain of every fleet made here.
@@ -209,7 +212,8 @@ func (f *Fleet) ServerJoin(id string) []string {
 
 // ServerRun serves.
 func (f *Fleet) ServerRun(id string) []string {
-	return []string{"server", "--data-dir", f.Path(id), "--svid-ttl", f.cfg.SVIDTTL.String(), "--heartbeat", f.cfg.Heartbeat.String()}
+	args := []string{"server", "--data-dir", f.Path(id), "--svid-ttl", f.cfg.SVIDTTL.String(), "--heartbeat", f.cfg.Heartbeat.String()}
+	return append(args, f.cfg.ServerArgs...)
 }
 
 // AgentRun enrols once and serves a node.
@@ -220,6 +224,9 @@ func (f *Fleet) AgentRun(node string) []string {
 	}
 	args := []string{"agent", "--data-dir", f.Path(node), "--runtimes-dir", f.Path("runtimes"), "--node", node, "--site", f.cfg.Plan.SiteOf(node),
 		"--address", f.cfg.Plan.Address(node), "--join", strings.Join(join, ","), "--token-file", f.Path(node + ".token")}
+	for _, r := range f.cfg.Allow[node] {
+		args = append(args, "--allow-runtime", r)
+	}
 	return append(args, f.cfg.AgentArgs...)
 }
 

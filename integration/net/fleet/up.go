@@ -51,7 +51,11 @@ func (f *Fleet) Up(ctx context.Context) error {
 		if err != nil {
 			return "", err
 		}
-		return strings.Join(Unproven(nodes, r.GetNodes()), "; "), nil
+		var missing []string
+		for _, n := range nodes {
+			missing = append(missing, Unproven([]string{n}, r.GetNodes(), f.cfg.Allow[n]...)...)
+		}
+		return strings.Join(missing, "; "), nil
 	})
 }
 
@@ -76,8 +80,12 @@ func (f *Fleet) must(ctx context.Context, in string, args ...string) error {
 	return err
 }
 
-// Unproven says what is missing until every node is ready.
-func Unproven(want []string, nodes []*redoubtv1.Node) []string {
+// Unproven says what is missing until every node is ready and has verified these
+// runtimes; gVisor and runc, if none are named.
+func Unproven(want []string, nodes []*redoubtv1.Node, runtimes ...string) []string {
+	if len(runtimes) == 0 {
+		runtimes = []string{"gvisor", "runc"}
+	}
 	var out []string
 	for _, id := range want {
 		at := slices.IndexFunc(nodes, func(n *redoubtv1.Node) bool { return n.GetId() == id })
@@ -90,7 +98,7 @@ func Unproven(want []string, nodes []*redoubtv1.Node) []string {
 			out = append(out, id+" is "+strings.ToLower(strings.TrimPrefix(n.GetState().String(), "NODE_STATE_")))
 			continue
 		}
-		for _, runtime := range []string{"gvisor", "runc"} {
+		for _, runtime := range runtimes {
 			if !slices.ContainsFunc(n.GetReport().GetFindings(), func(f *redoubtv1.Finding) bool {
 				return f.GetRuntime() == runtime && f.GetState() == redoubtv1.FindingState_FINDING_STATE_VERIFIED
 			}) {
