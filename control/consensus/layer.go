@@ -64,7 +64,7 @@ func (l *Layer) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		leave, err := l.strangers.Enter(raw.RemoteAddr())
+		leave, err := l.strangers.Enter(raw.RemoteAddr(), func() { raw.Close() })
 		if err != nil {
 			raw.Close()
 			continue

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -50,8 +51,9 @@ const (
 	maxEnrolHandshakes, maxEnrolHandshakesEach       = 512, 32
 	handshakeWithin                                  = 10 * time.Second
 	// maxCallsEach bounds the calls at once of one node or user, over all its
-	// connections.
-	maxCallsEach = 2048
+	// connections; maxUnaryEach those of them that are no streams. What is at
+	// work and what it decodes to is bounded by that.
+	maxCallsEach, maxUnaryEach = 2048, 128
 	// callsPerSecond of one node or user; callBurst may come at once.
 	callsPerSecond, callBurst = 200, 2000
 	// unaryWithin bounds a unary call with the time that its message takes to
@@ -87,7 +89,8 @@ type admission struct {
 	mu         sync.Mutex
 	total      int
 	each       map[identity.ID]*usage
-	cleared    time.Time // when each was last rid of who is long gone
+	cleared    time.Time    // when each was last rid of who is long gone
+	unread     atomic.Int64 // of all callers, see holding
 	strangers  int
 	strangerAt map[netip.Prefix]int
 	// api and enrol let in who has not shown who they are.
@@ -103,9 +106,12 @@ const forgetAfter = time.Minute
 
 // usage is what one node or user holds.
 type usage struct {
-	connections, calls int
-	rate               *rate.Limiter
-	last               time.Time
+	name                      string
+	connections, calls, unary int
+	rate                      *rate.Limiter
+	last                      time.Time
+	conns                     map[*countedConn]struct{} // those that are followed
+	held                      holding
 }
 
 func newAdmission() *admission {
@@ -129,7 +135,7 @@ func (a *admission) of(id identity.ID, now time.Time) *usage {
 				}
 			}
 		}
-		u = &usage{rate: rate.NewLimiter(callsPerSecond, callBurst)}
+		u = &usage{name: nameOf(id), rate: rate.NewLimiter(callsPerSecond, callBurst), conns: map[*countedConn]struct{}{}}
 		a.each[id] = u
 	}
 	u.last = now
@@ -157,6 +163,26 @@ func (a *admission) connect(id identity.ID) error {
 	u.connections++
 	a.total++
 	return nil
+}
+
+// follow counts what a connection of id's holds; servers' are not looked at.
+func (a *admission) follow(id identity.ID, c *countedConn, refuse func(error)) {
+	c.gone, c.refuse = func() { a.disconnect(id) }, refuse
+	if !metered(id) {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	u := a.of(id, time.Now())
+	c.wire = newWire(a, u)
+	u.conns[c] = struct{}{}
+	c.gone = func() {
+		a.mu.Lock()
+		delete(u.conns, c)
+		a.mu.Unlock()
+		c.wire.close()
+		a.disconnect(id)
+	}
 }
 
 func (a *admission) disconnect(id identity.ID) {
@@ -192,11 +218,22 @@ func (a *admission) part(from netip.Prefix) {
 func (a *admission) call(ctx context.Context, info *tap.Info) (context.Context, error) {
 	id, err := identity.PeerID(ctx)
 	if err == nil && metered(id) {
-		if err := a.begin(id); err != nil {
+		single := unary[info.FullMethodName]
+		if err := a.begin(id, single); err != nil {
 			return ctx, err
 		}
-		// The context ends with the stream, however that ends.
-		context.AfterFunc(ctx, func() { a.end(id) })
+		w := wireOf(ctx)
+		if w != nil {
+			w.begins()
+		}
+		// The context ends with the handler, however that ends; the answer may
+		// wait for its reader still.
+		context.AfterFunc(ctx, func() {
+			a.end(id, single)
+			if w != nil {
+				w.ends()
+			}
+		})
 	}
 	if unary[info.FullMethodName] {
 		bounded, cancel := context.WithTimeout(ctx, unaryWithin)
@@ -206,7 +243,7 @@ func (a *admission) call(ctx context.Context, info *tap.Info) (context.Context, 
 	return ctx, nil
 }
 
-func (a *admission) begin(id identity.ID) error {
+func (a *admission) begin(id identity.ID, single bool) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	u := a.of(id, time.Now())
@@ -214,18 +251,33 @@ func (a *admission) begin(id identity.ID) error {
 		a.refused("calls")
 		return status.Errorf(codes.ResourceExhausted, "%s %s has %d calls open on this server, its limit: end some, or use another server", id.Kind(), id.Name(), maxCallsEach)
 	}
+	if single && u.unary >= maxUnaryEach {
+		a.refused("calls")
+		return status.Errorf(codes.ResourceExhausted, "%s %s has %d calls at work on this server that are no streams, its limit: wait for their answers", id.Kind(), id.Name(), maxUnaryEach)
+	}
+	if u.held.streams.Load()-int64(u.calls) > maxUnanswered {
+		a.refused("answers")
+		return status.Errorf(codes.ResourceExhausted, "%d answers wait for %s %s to read them, its limit on this server: read or end the calls that are open", maxUnanswered, id.Kind(), id.Name())
+	}
 	if !u.rate.Allow() {
 		a.refused("rate")
 		return status.Errorf(codes.ResourceExhausted, "%s %s makes more than %d calls a second on this server, its limit: slow down", id.Kind(), id.Name(), callsPerSecond)
 	}
 	u.calls++
+	if single {
+		u.unary++
+	}
 	return nil
 }
 
-func (a *admission) end(id identity.ID) {
+func (a *admission) end(id identity.ID, single bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.of(id, time.Now()).calls--
+	u := a.of(id, time.Now())
+	u.calls--
+	if single {
+		u.unary--
+	}
 }
 
 // unary are the methods with one message each way.
@@ -251,7 +303,10 @@ type counted struct {
 }
 
 func (c counted) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	leave, err := c.gate.Enter(raw.RemoteAddr())
+	leave, err := c.gate.Enter(raw.RemoteAddr(), func() {
+		c.admission.refused("handshakes")
+		raw.Close()
+	})
 	if err != nil {
 		c.admission.refused("handshakes")
 		return c.refuse(raw, err)
@@ -275,7 +330,10 @@ func (c counted) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, 
 	if err := c.admission.connect(id); err != nil {
 		return c.refuse(conn, err)
 	}
-	return &countedConn{Conn: conn, gone: func() { c.admission.disconnect(id) }}, info, nil
+	counted := &countedConn{Conn: conn}
+	refuse := func(err error) { c.refused(raw.RemoteAddr(), err) }
+	c.admission.follow(id, counted, refuse)
+	return counted, info, nil
 }
 
 func (c counted) refuse(conn net.Conn, err error) (net.Conn, credentials.AuthInfo, error) {
@@ -289,8 +347,10 @@ func (c counted) Clone() credentials.TransportCredentials {
 
 type countedConn struct {
 	net.Conn
-	once sync.Once
-	gone func()
+	once   sync.Once
+	gone   func()
+	wire   *wire // nil: what it holds is not counted
+	refuse func(error)
 }
 
 func (c *countedConn) Close() error {
@@ -303,12 +363,12 @@ func (c *countedConn) Close() error {
 func (s *Server) limitedServer(creds credentials.TransportCredentials, gate *identity.Gate, further ...grpc.ServerOption) *grpc.Server {
 	return grpc.NewServer(append([]grpc.ServerOption{
 		grpc.Creds(counted{creds, s.admission, gate, s.refused}), grpc.InTapHandle(s.admission.call),
-		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxAnswer), grpc.MaxHeaderListSize(maxHeaders),
+		grpc.MaxRecvMsgSize(maxMessage), grpc.ForceServerCodecV2(newCodec()), grpc.MaxSendMsgSize(maxAnswer), grpc.MaxHeaderListSize(maxHeaders),
 		grpc.MaxConcurrentStreams(maxStreams), grpc.InitialWindowSize(streamWindow), grpc.InitialConnWindowSize(connWindow),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 20 * time.Second, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: pingsNoOftenerThan, PermitWithoutStream: true}),
 		grpc.ConnectionTimeout(handshakeWithin),
-		grpc.ChainUnaryInterceptor(s.metrics.unaryMeter, s.unaryAuthorizer), grpc.ChainStreamInterceptor(s.metrics.streamMeter, s.streamAuthorizer),
+		grpc.ChainUnaryInterceptor(s.metrics.unaryMeter, holdUnary, s.unaryAuthorizer), grpc.ChainStreamInterceptor(s.metrics.streamMeter, holdStream, s.streamAuthorizer),
 	}, further...)...)
 }
 

@@ -16,7 +16,7 @@ import (
 	"redoubt.dev/redoubt/identity"
 )
 
-func caller(t *testing.T, text string) identity.ID {
+func caller(t testing.TB, text string) identity.ID {
 	t.Helper()
 	id, err := identity.Parse(text)
 	if err != nil {
@@ -59,32 +59,32 @@ func TestAdmission(t *testing.T) {
 			}
 		}
 		for range callBurst {
-			if err := a.begin(ann); err != nil {
+			if err := a.begin(ann, false); err != nil {
 				t.Fatal(err)
 			}
-			a.end(ann)
+			a.end(ann, false)
 		}
-		refused(a.begin(ann), "slow down")
-		if err := a.begin(bob); err != nil {
+		refused(a.begin(ann, false), "slow down")
+		if err := a.begin(bob, false); err != nil {
 			t.Errorf("another's call: %v", err)
 		}
 		time.Sleep(time.Second)
 		for i := range callsPerSecond {
-			if err := a.begin(ann); err != nil {
+			if err := a.begin(ann, false); err != nil {
 				t.Fatalf("call %d of the next second: %v", i, err)
 			}
 		}
-		refused(a.begin(ann), "slow down")
+		refused(a.begin(ann, false), "slow down")
 		for n := callsPerSecond; n < maxCallsEach; n++ {
 			time.Sleep(time.Second / callsPerSecond)
-			if err := a.begin(ann); err != nil {
+			if err := a.begin(ann, false); err != nil {
 				t.Fatalf("open call %d: %v", n, err)
 			}
 		}
 		time.Sleep(time.Minute)
-		refused(a.begin(ann), "calls open")
-		a.end(ann)
-		if err := a.begin(ann); err != nil {
+		refused(a.begin(ann, false), "calls open")
+		a.end(ann, false)
+		if err := a.begin(ann, false); err != nil {
 			t.Errorf("after one ended: %v", err)
 		}
 
@@ -165,7 +165,12 @@ func TestTheLimitsPageIsComplete(t *testing.T) {
 		"from one address": fmt.Sprint(maxHandshakesEach), "kept for servers' addresses": fmt.Sprint(keptHandshakes),
 		"connections being opened to enrolment": fmt.Sprint(maxEnrolHandshakes), "from one address to it": fmt.Sprint(maxEnrolHandshakesEach),
 		"a handshake": seconds(handshakeWithin), "calls at once of one node or user": fmt.Sprint(maxCallsEach),
-		"calls a second of one node or user": fmt.Sprint(callsPerSecond), "burst of calls": fmt.Sprint(callBurst),
+		"of them that are no streams":                   fmt.Sprint(maxUnaryEach),
+		"sent by one node or user and not taken in yet": mib(maxUnread), "of all nodes and users": "1 GiB",
+		"answers that wait for one node or user to read them": fmt.Sprintf("%s, or one; %d of them", mib(maxUntaken), maxUnanswered),
+		"what a user or node says in one":                     fmt.Sprintf("1 MiB and 64 KiB, of %d parts; a session %s, of %d", maxElements, mib(maxMessage), maxElementsMore),
+		"a message of exec, port-forward and their agents":    kib(maxStreamed),
+		"calls a second of one node or user":                  fmt.Sprint(callsPerSecond), "burst of calls": fmt.Sprint(callBurst),
 		"messages a second of a session": fmt.Sprint(sessionMessages), "bytes a second of a session": kib(sessionBytes),
 		"connections without a certificate": fmt.Sprint(maxStrangers), "of them from one address": fmt.Sprint(maxStrangersEach),
 		"message to enrolment": kib(maxEnrolMessage), "enrolments at once on one connection": fmt.Sprint(maxEnrolStreams),
