@@ -48,7 +48,6 @@ type besieged struct {
 	dir   string
 	pid   int
 	idle  int // MiB
-	log   *bytes.Buffer
 }
 
 func besiege(t *testing.T) *besieged {
@@ -57,7 +56,7 @@ func besiege(t *testing.T) *besieged {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &besieged{t: t, api: freeAddress(t), dir: t.TempDir(), log: &bytes.Buffer{}}
+	s := &besieged{t: t, api: freeAddress(t), dir: t.TempDir()}
 	command := func(args ...string) *exec.Cmd {
 		cmd := exec.Command(self, args...)
 		cmd.Env = append(os.Environ(), asCommand+"=1", "HOME="+s.dir)
@@ -73,7 +72,12 @@ func besiege(t *testing.T) *besieged {
 		t.Fatal(err)
 	}
 	server := command("server", "--data-dir", s.dir+"/s1")
-	server.Stdout, server.Stderr = s.log, s.log
+	log, err := os.Create(s.dir + "/log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	server.Stdout, server.Stderr = log, log
 	if err := server.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -84,7 +88,7 @@ func besiege(t *testing.T) *besieged {
 			t.Errorf("the server: %v", err)
 		}
 		if t.Failed() {
-			t.Logf("its log:\n%.8000s", s.log)
+			t.Logf("its log:\n%.8000s", s.log())
 		}
 	})
 	for end := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
@@ -97,9 +101,15 @@ func besiege(t *testing.T) *besieged {
 			return s
 		}
 		if time.Now().After(end) {
-			t.Fatalf("the server does not serve: %v\n%s", err, s.log)
+			t.Fatalf("the server does not serve: %v\n%s", err, s.log())
 		}
 	}
+}
+
+// log is what the server has written.
+func (s *besieged) log() string {
+	data, _ := os.ReadFile(s.dir + "/log")
+	return string(data)
 }
 
 func (s *besieged) conn(src identity.Source) *identity.Conn {
@@ -149,7 +159,7 @@ func (s *besieged) memory(figure string) int {
 	s.t.Helper()
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.pid))
 	if err != nil {
-		s.t.Fatalf("the server is gone: %v\n%.4000s", err, s.log)
+		s.t.Fatalf("the server is gone: %v\n%.4000s", err, s.log())
 	}
 	_, rest, _ := strings.Cut(string(data), figure+":")
 	kib, err := strconv.Atoi(strings.Fields(rest)[0])

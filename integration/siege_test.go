@@ -328,7 +328,7 @@ func TestAServerUnderSiege(t *testing.T) {
 				t.Error("nobody was stopped")
 			}
 		})
-		if !strings.Contains(s.log.String(), "user mallory has sent") {
+		if !strings.Contains(s.log(), "user mallory has sent") {
 			t.Error("the server's log does not tell who was cut off for what")
 		}
 	})

@@ -96,6 +96,8 @@ func holdUnary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler gr
 	if w == nil {
 		return handler(ctx, req)
 	}
+	w.begins()
+	defer w.ends() // before the answer is given to gRPC
 	size := sizeOf(req)
 	defer func() { _ = w.admission.hold(w.caller, -size) }()
 	if err := w.admission.hold(w.caller, size); err != nil {
@@ -118,6 +120,8 @@ func holdStream(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, han
 	if w == nil {
 		return handler(srv, stream)
 	}
+	w.begins()
+	defer w.ends()
 	held := &heldStream{ServerStream: stream, wire: w}
 	defer func() { _ = held.holds(0) }()
 	return handler(srv, held)

@@ -52,7 +52,7 @@ type wire struct {
 	unread  int64 // of all its streams
 	untaken int64 // answers, large messages
 	flow    int64 // small messages of streams, which wait in quotas of their own
-	running int64 // calls with a handler
+	running int64 // calls whose handler has not returned
 	closed  bool
 }
 

@@ -222,18 +222,9 @@ func (a *admission) call(ctx context.Context, info *tap.Info) (context.Context, 
 		if err := a.begin(id, single); err != nil {
 			return ctx, err
 		}
-		w := wireOf(ctx)
-		if w != nil {
-			w.begins()
-		}
 		// The context ends with the handler, however that ends; the answer may
 		// wait for its reader still.
-		context.AfterFunc(ctx, func() {
-			a.end(id, single)
-			if w != nil {
-				w.ends()
-			}
-		})
+		context.AfterFunc(ctx, func() { a.end(id, single) })
 	}
 	if unary[info.FullMethodName] {
 		bounded, cancel := context.WithTimeout(ctx, unaryWithin)
