@@ -11,7 +11,7 @@ VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X redoubt.dev/redoubt/cmd/redoubt/cli.Version=$(VERSION)
 KEEP ?=
 
-.PHONY: chaos build deps runtimes generate generate-check lint test unit race script net bench fuzz-smoke demo demo-stop mutants clean
+.PHONY: chaos deaths build deps runtimes generate generate-check lint test unit race script net bench fuzz-smoke demo demo-stop mutants clean
 
 deps:
 	@deploy/deps.sh
@@ -73,6 +73,11 @@ T ?= 2m
 chaos: build
 	@go build -o bin/redoubt-chaos ./integration/chaos
 	@exec bin/redoubt-chaos -t $(T) $(CHAOS)
+
+# The long run, whose table is a part of docs/deaths.md.
+deaths: build
+	@go build -o bin/redoubt-chaos ./integration/chaos
+	@exec bin/redoubt-chaos -t 20m -page docs/deaths.md $(CHAOS)
 
 # make bench PAGE=docs notes what it measures there, and makes the page and its
 # plots anew; BENCH="-quick" or names of benchmarks go with it.

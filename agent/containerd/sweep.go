@@ -81,10 +81,11 @@ func (s *sweeper) container(id string) error {
 		errs = append(errs, fmt.Errorf("processes %v of container %s do not die", s.cg.pids(group), id))
 	}
 	s.runtimeState(id)
-	bundle := s.cfg.bundle(id)
-	errs = append(errs, unmountBelow(bundle))
-	for _, path := range []string{bundle, filepath.Join(s.cfg.Dir, "root", "io.containerd.runtime.v2.task", s.cfg.namespace(), id)} {
-		errs = append(errs, os.RemoveAll(path))
+	for _, path := range []string{s.cfg.bundle(id), filepath.Join(s.cfg.Dir, "root", "io.containerd.runtime.v2.task", s.cfg.namespace(), id)} {
+		// A daemon that removes one hides it first. One that dies between leaves
+		// it so, and no later one looks at it.
+		hidden := filepath.Join(filepath.Dir(path), "."+filepath.Base(path))
+		errs = append(errs, unmountBelow(path), os.RemoveAll(path), unmountBelow(hidden), os.RemoveAll(hidden))
 	}
 	if err := os.Remove(s.cfg.shimSocket(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		errs = append(errs, err)
@@ -112,7 +113,7 @@ func (s *sweeper) runtimeState(id string) {
 	root := filepath.Join(s.cfg.runtimeRoot(), s.cfg.namespace())
 	_ = unmountBelow(filepath.Join(root, id))
 	_ = os.RemoveAll(filepath.Join(root, id)) // runc
-	for _, pattern := range []string{id + "_sand:" + id + ".*", "runsc-" + id + ".sock"} {
+	for _, pattern := range []string{id + "_sandbox:" + id + ".*", "runsc-" + id + ".sock"} {
 		files, _ := filepath.Glob(filepath.Join(root, pattern))
 		for _, f := range files {
 			_ = unix.Unmount(f, unix.MNT_DETACH)

@@ -150,6 +150,11 @@ func threeWith(t *testing.T, edit func(*Config)) *servers {
 			t.Fatal(err)
 		}
 	}
+	// A voter that has not heard that another became one refuses it its vote. If
+	// the leader goes in that moment, nobody is elected until it is back.
+	for _, m := range s.m {
+		eventually(t, "all know the three voters", func() bool { v, err := m.Voters(); return err == nil && len(v) == 3 })
+	}
 	return s
 }
 

@@ -223,6 +223,8 @@ func (n *Node) VerifyRead(ctx context.Context) error {
 			select { // its barrier is under way
 			case <-changed:
 				continue
+			case <-n.ending:
+				return ErrStopped
 			case <-ctx.Done():
 				return ctx.Err()
 			}

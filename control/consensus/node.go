@@ -80,6 +80,8 @@ type Node struct {
 	inFlight  chan struct{}
 	proposals sync.WaitGroup // goroutines that wait for one of Raft's futures
 	started   chan struct{}
+	ending    chan struct{} // closed when Run is about to stop Raft
+	ended     chan struct{} // closed when Raft has stopped
 
 	mu      sync.Mutex
 	raft    *raft.Raft // nil unless running
@@ -113,7 +115,8 @@ func Open(cfg Config) (*Node, error) {
 	n := &Node{
 		cfg: cfg, store: cfg.Store, storage: cfg.Storage, log: cfg.Logger, raftLog: hclogger(cfg.Logger),
 		notify: make(chan bool, 16), tell: make(chan struct{}, 1), inFlight: make(chan struct{}, cfg.MaxInFlight),
-		started: make(chan struct{}), changed: make(chan struct{}),
+		started: make(chan struct{}), ending: make(chan struct{}), ended: make(chan struct{}),
+		changed: make(chan struct{}),
 	}
 	c := raft.DefaultConfig()
 	c.LocalID = raft.ServerID(cfg.ServerID)
@@ -229,14 +232,23 @@ func (n *Node) Run(ctx context.Context) error {
 
 	<-ctx.Done()
 	n.handOver(r)
-	n.guard.close()
-	err = r.Shutdown().Error()
+	stopWatch()
+	watchers.Wait()
 	n.mu.Lock()
 	n.raft = nil
 	n.mu.Unlock()
-	stopWatch()
-	watchers.Wait()
-	n.proposals.Wait()
+	close(n.ending)
+	// What Raft has accepted is answered while it still runs: one that stops
+	// forgets what stands in its queues, and who asked would wait for ever.
+	answered := make(chan struct{})
+	go func() { n.proposals.Wait(); close(answered) }()
+	ends(answered, n.cfg.HandOver)
+	n.guard.close()
+	err = r.Shutdown().Error()
+	close(n.ended)
+	if !ends(answered, n.cfg.HandOver) {
+		n.log.Warn("Raft stopped and left questions without an answer", "server", n.cfg.ServerID)
+	}
 	r.DeregisterObserver(observer)
 	return errors.Join(err, closeTransport(), n.storage.close())
 }
@@ -279,7 +291,19 @@ func (n *Node) handOver(r *raft.Raft) {
 	}
 }
 
-// await waits for one of Raft's futures, or for ctx.
+// ends waits until done closes, for so long.
+func ends(done <-chan struct{}, patience time.Duration) bool {
+	late := time.NewTimer(patience)
+	defer late.Stop()
+	select {
+	case <-done:
+		return true
+	case <-late.C:
+		return false
+	}
+}
+
+// await waits for one of Raft's futures, for ctx, or for Raft's end.
 func (n *Node) await(ctx context.Context, f raft.Future) error {
 	done := make(chan error, 1)
 	n.proposals.Add(1)
@@ -292,6 +316,8 @@ func (n *Node) await(ctx context.Context, f raft.Future) error {
 		return err
 	case <-ctx.Done():
 		return ctx.Err()
+	case <-n.ended:
+		return raft.ErrRaftShutdown
 	}
 }
 

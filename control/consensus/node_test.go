@@ -3,8 +3,10 @@ package consensus
 import (
 	"context"
 	"errors"
+	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -200,10 +202,12 @@ func TestARestartKeepsEverything(t *testing.T) {
 		s := three(t)
 		defer s.stopAll()
 		mustPropose(t, s.leader(), role("k1", "ann"))
-		for id, m := range s.m {
+		// All of them first: with two stopped nobody tells the third.
+		for _, m := range s.m {
 			eventually(t, "all have it", func() bool { return has(m, "ann") })
+		}
+		for _, m := range s.m {
 			m.stop()
-			m.kept = s.m[id].kept
 		}
 		for _, id := range []string{"a", "b", "c"} {
 			s.start(id, false, nil)
@@ -216,6 +220,38 @@ func TestARestartKeepsEverything(t *testing.T) {
 			t.Fatal("a command id was forgotten over a restart")
 		}
 	})
+}
+
+// A server ends when it is told to, whatever it is being asked at that moment,
+// and whoever asked learns of it.
+func TestAServerThatIsAskedToTheLastEnds(t *testing.T) {
+	for range 10 {
+		synctest.Test(t, func(t *testing.T) {
+			s := &servers{t: t, m: map[string]*member{}}
+			a := s.start("a", true, nil)
+			s.leader()
+			mustPropose(t, a, initCommand())
+			var asking sync.WaitGroup
+			var answers atomic.Int64
+			for i := range 32 {
+				ask := a.VerifyRead
+				if i%2 == 0 {
+					ask = a.Barrier
+				}
+				asking.Go(func() {
+					for ask(context.Background()) == nil {
+						answers.Add(1)
+					}
+				})
+			}
+			for answers.Load() < 500 {
+				runtime.Gosched()
+			}
+			a.stop()
+			asking.Wait()
+			s.stopAll()
+		})
+	}
 }
 
 func TestRemovedServerDoesNotDisturb(t *testing.T) {

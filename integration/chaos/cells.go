@@ -20,29 +20,60 @@ const (
 	sentry     target = "sentry"
 	initial    target = "init" // the first process inside the sandbox
 	supervisor target = "supervisor"
+	machine    target = "node" // all of its processes, and nothing starts them again
+	link       target = "link" // what joins a node to the others
 )
 
 // cell is one kind of fault.
 type cell struct {
 	targets []target
-	signal  unix.Signal
-	// step in which it strikes: running for an instance at rest.
-	step string
+	signal  unix.Signal // 0: a link is cut
+	// step in which it strikes: running for an instance at rest. What becomes
+	// of a lost node's work is told by replace instead.
+	step    string
+	replace string
+	// runtime is what the node runs its instances under; empty if no node is
+	// struck.
+	runtime string
 	// within is the time stated until the node is as it was promised.
 	within time.Duration
 }
 
 func (c cell) String() string {
+	s := fmt.Sprintf("%-19s %s in %s", c.who(), c.how(), c.where())
+	if c.runtime != "" {
+		s += " under " + c.runtime
+	}
+	return s
+}
+
+func (c cell) who() string {
 	var names []string
 	for _, t := range c.targets {
 		names = append(names, string(t))
 	}
-	sig := "SIGKILL"
-	if c.signal == unix.SIGSTOP {
-		sig = "SIGSTOP"
-	}
-	return fmt.Sprintf("%-19s %s in %s", strings.Join(names, " + "), sig, c.step)
+	return strings.Join(names, " + ")
 }
+
+func (c cell) how() string {
+	switch c.signal {
+	case 0:
+		return "cut"
+	case unix.SIGSTOP:
+		return "SIGSTOP"
+	}
+	return "SIGKILL"
+}
+
+func (c cell) where() string {
+	if c.lost() {
+		return "replace: " + c.replace
+	}
+	return c.step
+}
+
+// lost: a node is gone for longer than its work waits for it.
+func (c cell) lost() bool { return c.replace != "" }
 
 func (c cell) has(targets ...target) bool {
 	for _, t := range c.targets {
@@ -53,6 +84,11 @@ func (c cell) has(targets ...target) bool {
 		}
 	}
 	return false
+}
+
+// onNode: it strikes something of a node, maybe beside a server.
+func (c cell) onNode() bool {
+	return c.has(agent, daemon, shim, sentry, initial, supervisor, machine, link)
 }
 
 // silences: a blow of this kind may silence an instance that runs.
@@ -70,12 +106,34 @@ const (
 	withinStopped = 20 * time.Second
 	// A killed shim or a hung one costs deadlines of the runtime's calls.
 	withinHung = 60 * time.Second
+	// From a node's loss until a replacement is heard, and from its return
+	// until all is as promised. Of the first, 18 s are the rule of Safe.
+	withinReplaced = 45 * time.Second
+	withinBack     = 60 * time.Second
 )
 
-func cells() []cell {
+// What nodes run their instances under.
+const (
+	gvisor = "gvisor"
+	runc   = "runc"
+)
+
+// cells are all kinds of faults, of nodes with these runtimes.
+func cells(runtimes ...string) []cell {
 	var out []cell
 	add := func(within time.Duration, sig unix.Signal, step string, targets ...target) {
-		out = append(out, cell{targets: targets, signal: sig, step: step, within: within})
+		k := cell{targets: targets, signal: sig, step: step, within: within}
+		if !k.onNode() {
+			out = append(out, k)
+			return
+		}
+		for _, k.runtime = range runtimes {
+			// The first process of a container of runc is no other than the
+			// one that the host sees.
+			if k.runtime != runc || !k.has(sentry) {
+				out = append(out, k)
+			}
+		}
 	}
 	for _, t := range []target{server, leader, agent, daemon, supervisor, shim, sentry, initial} {
 		add(withinKilled, unix.SIGKILL, running, t)
@@ -104,6 +162,7 @@ func cells() []cell {
 		}
 		if step == launch {
 			add(withinHung, unix.SIGKILL, step, sentry)
+			add(withinHung, unix.SIGKILL, step, initial)
 		}
 	}
 	for _, step := range []string{grace, reap, clear} {
@@ -113,7 +172,15 @@ func cells() []cell {
 		if step == grace {
 			add(withinHung, unix.SIGKILL, step, shim)
 			add(withinHung, unix.SIGKILL, step, sentry)
+			add(withinHung, unix.SIGKILL, step, initial)
 		}
+	}
+	for _, replace := range []string{"Eager", "Safe", "Never"} {
+		k := cell{step: running, replace: replace, runtime: gvisor, within: withinReplaced + withinBack}
+		k.targets, k.signal = []target{machine}, unix.SIGKILL
+		out = append(out, k)
+		k.targets, k.signal = []target{link}, 0
+		out = append(out, k)
 	}
 	return out
 }

@@ -19,12 +19,17 @@ import (
 
 // host is a node as it lies on this host: what is seen here, nobody told.
 type host struct {
-	node string
-	dir  string // the agent's data directory
-	runs string // the folder that this node's beacons write
+	node, site string
+	dir        string // the agent's data directory
+	runs       string // the folder that the beacons of its site write
+	// runtime is what it runs its instances under, and proves are those that it
+	// offers; empty: all that there are.
+	runtime string
+	proves  []string
 	// runtimes is where the fleet's programs were unpacked.
 	runtimes string
 	run      string // the private containerd's run directory, once known
+	before   estate // what there was of it before the first fault
 }
 
 // runDir finds the containerd's run directory by its note of whose it is.
@@ -101,6 +106,14 @@ func (s sight) step(stopping bool) string {
 	return nothing
 }
 
+// within tells whether nothing is in s that was not in before.
+func (s sight) within(before sight) bool {
+	return !(s.pin && !before.pin || s.bundle && !before.bundle || s.beats && !before.beats || s.term && !before.term) &&
+		!slices.ContainsFunc(s.procs, func(pid int) bool { return !slices.Contains(before.procs, pid) })
+}
+
+func read(path string) string { data, _ := os.ReadFile(path); return string(data) }
+
 func there(path string) bool { _, err := os.Lstat(path); return err == nil }
 
 func (h *host) bundle(uid string) string {
@@ -126,8 +139,7 @@ func (h *host) look(uid string, heard []string) sight {
 	s := sight{pin: there(filepath.Join(h.dir, "network", "netns", uid)), bundle: h.bundle(uid) != ""}
 	for _, g := range h.groups(uid) {
 		s.group = true
-		data, _ := os.ReadFile(filepath.Join(g, "cgroup.procs"))
-		for _, word := range strings.Fields(string(data)) {
+		for _, word := range strings.Fields(read(filepath.Join(g, "cgroup.procs"))) {
 			if pid, err := strconv.Atoi(word); err == nil {
 				s.procs = append(s.procs, pid)
 			}
@@ -232,6 +244,17 @@ func (h *host) sentry(uid string) (int, error) {
 		}
 	}
 	return 0, fmt.Errorf("sentry of %s: %w", uid, errNotThere)
+}
+
+// init is the pid of the first process of a container of runc.
+func (h *host) init(uid string) (int, error) {
+	all := fleet.Processes()
+	for _, pid := range h.look(uid, nil).procs {
+		if words := all[pid]; len(words) > 0 && words[0] == "/beacon/beacon" {
+			return pid, nil
+		}
+	}
+	return 0, fmt.Errorf("init of %s: %w", uid, errNotThere)
 }
 
 // signalInit signals the first process inside the sandbox.

@@ -2,17 +2,14 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -35,6 +32,7 @@ func main() {
 	total := flag.Int("faults", -1, "how many faults there must have been in all; by default one for every three seconds, and 500 in twenty minutes")
 	dir := flag.String("dir", ".chaos", "where the fleet keeps its data")
 	evidence := flag.String("evidence", "", "a `FILE` for every fault as a line of JSON")
+	page := flag.String("page", "", "a Markdown `FILE` in which the table between the marks "+pageFrom+" and "+pageTo+" is replaced")
 	verbose := flag.Bool("v", false, "tell every fault as it is made")
 	flag.Parse()
 	if *least < 0 {
@@ -50,12 +48,17 @@ func main() {
 		level = slog.LevelInfo
 	}
 	c := &chaos{
-		log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})), cells: cells(),
+		log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})), cells: cells(gvisor, runc),
 		count: map[string]int{}, going: map[string]int{}, missed: map[string]int{}, hosts: map[string]*host{},
 	}
 	err := c.harm(ctx, *dir, *long)
 	if err == nil {
-		err = c.report(os.Stdout, *long, *least, *total)
+		r := c.reckon(*long, *least, *total)
+		r.print(os.Stdout)
+		err = r.err()
+		if *page != "" {
+			err = errors.Join(err, r.page(*page))
+		}
 	}
 	if *evidence != "" {
 		err = errors.Join(err, c.keep(*evidence))
@@ -83,9 +86,13 @@ func (c *chaos) harm(ctx context.Context, dir string, long time.Duration) (err e
 	for _, site := range []string{"bodo", "molde", "tromso"} {
 		plan.Sites = append(plan.Sites, topology.Site{Name: site, Nodes: []string{site + "-1"}})
 	}
+	plan.Sites = append(plan.Sites, topology.Site{Name: spare, Nodes: []string{spare + "-1", spare + "-2"}})
+	// What runs under gVisor there runs under runc here, since it is all there is.
+	offers := map[string][]string{"tromso-1": {runc}}
 	c.Fleet, err = fleet.New(fleet.Config{
 		Clone: ".", Binary: filepath.Join("bin", "redoubt"), Dir: dir, SVIDTTL: time.Hour, Heartbeat: time.Second, Plan: plan,
 		Supervisor: []string{self, "supervise"},
+		Allow:      offers,
 		AgentArgs:  []string{"--allow-host-path", filepath.Join(abs, "beacon"), "--allow-host-path", filepath.Join(abs, "heard")},
 	})
 	if err != nil {
@@ -106,10 +113,10 @@ func (c *chaos) harm(ctx context.Context, dir string, long time.Duration) (err e
 	}()
 	dirs := map[string]string{}
 	for _, n := range plan.Nodes() {
-		if c.hosts[n], err = c.open(n); err != nil {
+		if c.hosts[n], err = c.open(n, offers[n]); err != nil {
 			return err
 		}
-		dirs[n] = c.hosts[n].runs
+		dirs[c.hosts[n].site] = c.hosts[n].runs
 	}
 	c.rec = newRecorder(dirs)
 	build := exec.CommandContext(ctx, "go", "build", "-o", filepath.Join(abs, "beacon", "beacon"), "./integration/chaos/beacon")
@@ -121,8 +128,13 @@ func (c *chaos) harm(ctx context.Context, dir string, long time.Duration) (err e
 		return err
 	}
 	steady := map[string]string{}
-	for _, n := range plan.Nodes() {
-		if steady[n], err = c.begin(ctx, n); err != nil {
+	for n, h := range c.hosts {
+		if h.site != spare {
+			if steady[n], err = c.begin(ctx, h); err != nil {
+				return err
+			}
+		}
+		if h.before, err = c.estate(h); err != nil {
 			return err
 		}
 	}
@@ -131,21 +143,28 @@ func (c *chaos) harm(ctx context.Context, dir string, long time.Duration) (err e
 	defer cancel()
 	var all sync.WaitGroup
 	for n, h := range c.hosts {
-		all.Go(func() { c.harmNode(ctx, over, h, steady[n]) })
+		if h.site != spare {
+			all.Go(func() { c.harmNode(ctx, over, h, steady[n]) })
+		}
 	}
+	all.Go(func() { c.loseNodes(ctx, over) })
 	all.Go(func() { c.harmServers(ctx, over) })
 	all.Wait()
 	if ctx.Err() != nil {
 		return errors.New("interrupted")
 	}
-	c.conclude(steady)
+	for _, h := range c.hosts {
+		all.Go(func() { c.leavings(ctx, h, h.before) })
+	}
+	all.Wait()
+	c.conclude()
 	return nil
 }
 
 // begin applies the workload that runs on a node all along.
-func (c *chaos) begin(ctx context.Context, node string) (uid string, err error) {
-	name := "steady-" + node
-	w, err := c.file(name, node, "{ replace: Eager, lostAfter: 5m }")
+func (c *chaos) begin(ctx context.Context, h *host) (uid string, err error) {
+	name := "steady-" + h.node
+	w, err := c.file(name, h, "{ replace: Eager, lostAfter: 5m }")
 	if err != nil {
 		return "", err
 	}
@@ -156,7 +175,7 @@ func (c *chaos) begin(ctx context.Context, node string) (uid string, err error) 
 	c.promises = append(c.promises, promise{workload: name, from: from, within: withinStart})
 	if !until(withinStart, 50*time.Millisecond, func() bool {
 		for _, s := range c.rec.look("") {
-			if s.node == node {
+			if s.site == h.site {
 				uid = s.uid
 			}
 		}
@@ -168,7 +187,7 @@ func (c *chaos) begin(ctx context.Context, node string) (uid string, err error) 
 }
 
 // conclude holds all that was heard against all that was promised.
-func (c *chaos) conclude(steady map[string]string) {
+func (c *chaos) conclude() {
 	end := time.Now()
 	heard := c.rec.look("")
 	byWorkload := map[string][]start{}
@@ -180,75 +199,16 @@ func (c *chaos) conclude(steady map[string]string) {
 	for _, bad := range c.rec.bad {
 		c.say("recorder: %s", bad)
 	}
-	for _, v := range judge(byWorkload, c.promises, c.blows, end) {
+	for _, v := range judge(byWorkload, c.promises, c.blows, c.losses, end) {
 		c.say("%s", v)
 	}
-	for node := range steady {
-		p := c.promises[slices.IndexFunc(c.promises, func(p promise) bool { return p.workload == "steady-"+node })]
-		beats := 0
-		for _, s := range byWorkload[p.workload] {
-			beats += len(s.beats)
-		}
-		if want := int(end.Sub(p.from)/(100*time.Millisecond)) / 2; beats < want {
-			c.say("%s was heard %d times, fewer than the %d that this run needs to mean anything", p.workload, beats, want)
+	var along []promise
+	for _, p := range c.promises {
+		if strings.HasPrefix(p.workload, "steady-") {
+			along = append(along, p)
 		}
 	}
-}
-
-// report prints the matrix, and returns an error if the run failed.
-func (c *chaos) report(w io.Writer, long time.Duration, least, total int) error {
-	fmt.Fprintf(w, "%-44s %6s %8s %8s %8s\n", "CELL", "FAULTS", "MEDIAN", "WORST", "STATED")
-	few := 0
-	for _, k := range c.cells {
-		var took []time.Duration
-		for _, f := range c.faults {
-			if f.Cell == k.String() {
-				took = append(took, f.Took)
-			}
-		}
-		slices.Sort(took)
-		median, worst := "-", "-"
-		if n := len(took); n > 0 {
-			median, worst = seconds(took[n/2]), seconds(took[n-1])
-		}
-		if len(took) < least {
-			few++
-		}
-		fmt.Fprintf(w, "%-44s %6d %8s %8s %8s\n", k, len(took), median, worst, seconds(k.within))
+	for _, v := range traffic(byWorkload, along, end) {
+		c.say("%s", v)
 	}
-	beats, starts := 0, c.rec.look("")
-	for _, s := range starts {
-		beats += len(s.beats)
-	}
-	fmt.Fprintf(w, "\n%d faults in %v; %d starts of %d workloads were heard %d times.\n", len(c.faults), long, len(starts), len(c.promises), beats)
-	for _, v := range c.verdicts {
-		fmt.Fprintln(w, "✗ "+v)
-	}
-	switch {
-	case len(c.verdicts) > 0:
-		return fmt.Errorf("%d things were not as promised", len(c.verdicts))
-	case few > 0:
-		return fmt.Errorf("%d cells had fewer than %d faults", few, least)
-	case len(c.faults) < total:
-		return fmt.Errorf("%d faults, %d are needed", len(c.faults), total)
-	}
-	fmt.Fprintln(w, "✓ Nothing ran twice, nothing was lost, nothing was left.")
-	return nil
-}
-
-func seconds(d time.Duration) string { return fmt.Sprintf("%.1f s", d.Seconds()) }
-
-func (c *chaos) keep(path string) error {
-	f, err := os.Create(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	e := json.NewEncoder(f)
-	for _, fault := range c.faults {
-		if err := e.Encode(fault); err != nil {
-			return err
-		}
-	}
-	return f.Close()
 }

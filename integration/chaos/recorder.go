@@ -14,7 +14,7 @@ import (
 
 // start is one start of one instance, as its beacon told it.
 type start struct {
-	node, uid, nonce string
+	site, uid, nonce string
 	instance         string
 	fence            uint64
 	beats            []time.Time
@@ -24,9 +24,9 @@ type start struct {
 func (s *start) first() time.Time { return s.beats[0] }
 func (s *start) last() time.Time  { return s.beats[len(s.beats)-1] }
 
-// recorder reads what beacons write, a folder a node.
+// recorder reads what beacons write, a folder a site.
 type recorder struct {
-	dirs map[string]string // by node
+	dirs map[string]string // by site
 
 	mu     sync.Mutex
 	read   map[string]int64 // bytes of each file that are in starts
@@ -43,14 +43,14 @@ func newRecorder(dirs map[string]string) *recorder {
 func (r *recorder) look(uid string) []start {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for node, dir := range r.dirs {
+	for site, dir := range r.dirs {
 		pattern := "*"
 		if uid != "" {
 			pattern = uid + "_*"
 		}
 		files, _ := filepath.Glob(filepath.Join(dir, pattern))
 		for _, path := range files {
-			if err := r.file(node, path); err != nil {
+			if err := r.file(site, path); err != nil {
 				r.bad = append(r.bad, fmt.Sprintf("%s: %v", path, err))
 			}
 		}
@@ -64,7 +64,7 @@ func (r *recorder) look(uid string) []start {
 	return out
 }
 
-func (r *recorder) file(node, path string) error {
+func (r *recorder) file(site, path string) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return err
@@ -87,7 +87,7 @@ func (r *recorder) file(node, path string) error {
 	s := r.starts[path]
 	if s == nil {
 		uid, nonce, _ := strings.Cut(filepath.Base(path), "_")
-		s = &start{node: node, uid: uid, nonce: nonce}
+		s = &start{site: site, uid: uid, nonce: nonce}
 		r.starts[path] = s
 	}
 	for line := range strings.Lines(string(data[:whole])) {

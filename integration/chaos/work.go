@@ -24,7 +24,7 @@ var disconnects = []string{"{ replace: Eager, lostAfter: 5m }", "{ replace: Neve
 // through, under ctx.
 func (c *chaos) harmServers(ctx, over context.Context) {
 	for over.Err() == nil {
-		k := c.pick(func(k cell) bool { return !k.has(agent, daemon, shim, sentry, initial, supervisor) })
+		k := c.pick(func(k cell) bool { return !k.onNode() })
 		c.servers.Lock()
 		f, err := c.blow(ctx, k, nil, "", "", func() sight { return sight{} })
 		if err == nil {
@@ -46,9 +46,8 @@ func rest(ctx context.Context, d time.Duration) {
 // harmNode does the same with one node. steady is the uid of what runs there
 // all along.
 func (c *chaos) harmNode(ctx, over context.Context, h *host, steady string) {
-	onNode := func(k cell) bool { return k.has(agent, daemon, shim, sentry, initial, supervisor) }
 	for over.Err() == nil {
-		k := c.pick(func(k cell) bool { return onNode(k) && !k.stopping() })
+		k := c.pick(func(k cell) bool { return k.runtime == h.runtime && !k.stopping() && !k.lost() })
 		var err error
 		if k.starting() || k.silences() {
 			err = c.harmInstance(ctx, k, h, steady)
@@ -111,7 +110,7 @@ func (c *chaos) harmInstance(ctx context.Context, k cell, h *host, steady string
 	serial := c.serial
 	c.mu.Unlock()
 	name := fmt.Sprintf("churn-%d", serial)
-	w, err := c.file(name, h.node, disconnects[serial%len(disconnects)])
+	w, err := c.file(name, h, disconnects[serial%len(disconnects)])
 	if err != nil {
 		return err
 	}
@@ -178,7 +177,7 @@ func fresh(after, before []string) string {
 // harmStop stops a workload, strikes in a step of it, and looks that nothing
 // is left.
 func (c *chaos) harmStop(ctx context.Context, h *host, p promise, uid, steady string) error {
-	k := c.pick(func(k cell) bool { return k.stopping() })
+	k := c.pick(func(k cell) bool { return k.runtime == h.runtime && k.stopping() })
 	defer c.leave(k)
 	p.until = time.Now()
 	p.stopWithin += k.within
@@ -216,7 +215,7 @@ func (c *chaos) inStep(ctx context.Context, k cell, h *host, workload, uid strin
 	look := func() sight { return h.look(uid, nil) }
 	var victims []victim
 	for _, t := range k.targets {
-		if t == shim || t == sentry {
+		if t == shim || t == sentry || t == initial {
 			continue // not there yet
 		}
 		v, err := c.find(ctx, t, h, uid)
@@ -233,7 +232,7 @@ func (c *chaos) inStep(ctx context.Context, k cell, h *host, workload, uid strin
 		at := look().step(k.stopping())
 		if at == k.step {
 			for _, t := range k.targets {
-				if t != shim && t != sentry {
+				if t != shim && t != sentry && t != initial {
 					continue
 				}
 				v, err := c.find(ctx, t, h, uid)
@@ -242,12 +241,9 @@ func (c *chaos) inStep(ctx context.Context, k cell, h *host, workload, uid strin
 				}
 				victims = append(victims, v)
 			}
-			f, err := c.strike(k, victims, h, workload, look)
-			if err != nil {
-				return f, err
-			}
-			if !c.known(f.Cell) {
-				// It struck, but no cell says where.
+			f, err := c.strike(k, victims, h, workload, uid, look)
+			if err != nil || !c.known(f.Cell) {
+				// It struck nothing, or in a step for which there is no such cell.
 				return f, c.miss(k)
 			}
 			return f, nil

@@ -99,7 +99,15 @@ func rules(l *List, _ Options) error {
 			return err
 		}
 		for _, s := range sets {
-			l.Things[Rule][name+" set "+s.Name] = "there"
+			holds := "fills by itself"
+			if !s.Dynamic {
+				elements, err := c.GetSetElements(s)
+				if err != nil {
+					return err
+				}
+				holds = fmt.Sprintf("%d elements", len(elements))
+			}
+			l.Things[Rule][name+" set "+s.Name] = holds
 		}
 	}
 	chains, err := c.ListChains()

@@ -18,6 +18,8 @@ type Options struct {
 	// a * stands for anything but a slash. REDOUBT_RESIDUE_IGNORE adds to it,
 	// separated by colons, for hosts where others are at work.
 	Ignore []string
+	// Only are the kinds to list, all if empty.
+	Only []Kind
 	// Root is walked for files, "/" if empty. Other file systems mounted
 	// below it are walked only where they can keep what a program writes.
 	Root string
@@ -56,15 +58,17 @@ func Take(o Options) (List, error) {
 		l.Things[k] = map[string]string{}
 	}
 	for _, step := range []struct {
-		what string
+		kind Kind
 		do   func(*List, Options) error
 	}{
-		{"processes", processes}, {"mounts", mounts}, {"network namespaces", namespaces},
-		{"links", links}, {"nft rules", rules}, {"control groups", groups},
-		{"sysctls", sysctls}, {"files", files},
+		{Process, processes}, {Mount, mounts}, {Namespace, namespaces}, {Link, links},
+		{Rule, rules}, {Group, groups}, {Sysctl, sysctls}, {File, files},
 	} {
+		if len(o.Only) > 0 && !slices.Contains(o.Only, step.kind) {
+			continue
+		}
 		if err := step.do(&l, o); err != nil {
-			return List{}, fmt.Errorf("list %s: %w", step.what, err)
+			return List{}, fmt.Errorf("list each %s: %w", step.kind, err)
 		}
 	}
 	for _, k := range []Kind{Mount, Group, File} {

@@ -17,8 +17,13 @@ const netnsDir = "/run/netns"
 // In runs f on a thread that is in the named network namespace. What f starts
 // by os/exec is born there. The thread is thrown away.
 func In(namespace string, f func() error) error {
+	return At(filepath.Join(netnsDir, namespace), f)
+}
+
+// At is In for a network namespace that is mounted elsewhere.
+func At(namespace string, f func() error) error {
 	return spare(func() error {
-		fd, err := unix.Open(filepath.Join(netnsDir, namespace), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		fd, err := unix.Open(namespace, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		if err != nil {
 			return fmt.Errorf("open network namespace %s: %w", namespace, err)
 		}
