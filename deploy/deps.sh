@@ -33,6 +33,28 @@ PACKAGES
 if [ -e /usr/bin/busybox ] && ldd /usr/bin/busybox >/dev/null 2>&1; then
 	missing+=("busybox-static|the toolbox image")
 fi
+
+# Tests run a real firewalld, nft and iptables in namespaces of their own. They
+# are unpacked and not installed: an installed firewalld would begin to rule this
+# host. Without them those tests skip.
+unpacked=bin/firewalls
+if [ ! -e $unpacked/usr/sbin/firewalld ] && [ "$(id -u)" = 0 ] && command -v apt-get dpkg-deb >/dev/null; then
+	debs=$PWD/bin/.debs
+	rm -rf "$debs" $unpacked.new
+	mkdir -p "$debs/partial" $unpacked.new
+	fetch() {
+		apt-get install -y -qq --no-install-recommends --download-only --reinstall \
+			-o Dir::Cache::archives="$debs" firewalld python3-firewall dbus-daemon nftables iptables >/dev/null 2>&1
+	}
+	if fetch || { apt-get update -qq >/dev/null 2>&1 && fetch; }; then
+		for deb in "$debs"/*.deb; do dpkg-deb -x "$deb" $unpacked.new; done
+		rm -rf $unpacked
+		mv $unpacked.new $unpacked
+	else
+		echo "firewalld, nft and iptables cannot be fetched; the tests beside real ones will skip" >&2
+	fi
+	rm -rf "$debs" $unpacked.new
+fi
 [ ${#missing[@]} -gt 0 ] || exit 0
 
 if ! command -v apt-get >/dev/null; then

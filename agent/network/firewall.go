@@ -410,21 +410,3 @@ func portOf(key []byte) (p Port, ok bool) {
 	p.Host = uint16(key[4])<<8 | uint16(key[5])
 	return p, true
 }
-
-// foreignDrop names a forward chain of somebody else that drops by default,
-// which no rule of ours can overrule.
-func (f *firewall) foreignDrop() string {
-	for _, family := range []nftables.TableFamily{nftables.TableFamilyIPv4, nftables.TableFamilyINet} {
-		chains, err := f.conn.ListChainsOfTableFamily(family)
-		if err != nil {
-			continue
-		}
-		for _, c := range chains {
-			if c.Hooknum != nil && *c.Hooknum == *nftables.ChainHookForward &&
-				c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop {
-				return c.Table.Name + " " + c.Name
-			}
-		}
-	}
-	return ""
-}

@@ -31,6 +31,9 @@ type record struct {
 	// Sysctls are the host's settings as they were before they were changed,
 	// in the order in which to put them back.
 	Sysctls []setting `json:"sysctls,omitempty"`
+	// Translators are the nft tables of others that gave traffic another source
+	// before Sysctls were changed. One that came later may need forwarding.
+	Translators []string `json:"translators,omitempty"`
 	// Scope names the boot and the namespace that Sysctls belong to; elsewhere
 	// they mean nothing.
 	Scope string `json:"scope,omitempty"`

@@ -167,6 +167,8 @@ type Network struct {
 	// refusals are how many packets of limited instances had been refused when
 	// that was last logged.
 	refusals map[string]uint64
+	// obstacles are what others' rules were last found to keep from instances.
+	obstacles []string
 	// after is called when a step that changes the host is done. Tests set it
 	// to die there.
 	after func(step string)
@@ -240,7 +242,7 @@ func (n *Network) open(ctx context.Context) error {
 	if _, err := n.repair(ctx); err != nil {
 		return err
 	}
-	n.warnOfForeignPolicy()
+	n.lookAround()
 	return nil
 }
 

@@ -131,13 +131,6 @@ func (n *Network) repair(ctx context.Context) (changed []string, err error) {
 	return changed, n.refreshResolvers()
 }
 
-func (n *Network) warnOfForeignPolicy() {
-	if chain := n.nft.foreignDrop(); chain != "" {
-		n.log.Warn("another forward chain on this host drops by default; allow traffic of this link there, or instances reach nothing outside",
-			"chain", chain, "link", n.names.host)
-	}
-}
-
 // Teardown removes all that the node has on the host, puts the recorded
 // sysctls back, forgets the leases and closes the network.
 func (n *Network) Teardown(ctx context.Context) error {

@@ -49,11 +49,11 @@ func (l *links) routed() ([]netip.Prefix, error) {
 	return out, nil
 }
 
-// uplinkMTU is the MTU of the link that the default route uses.
-func (l *links) uplinkMTU() (int, error) {
+// uplink is the link that the default route uses, nil if there is none.
+func (l *links) uplink() (netlink.Link, error) {
 	routes, err := retry(func() ([]netlink.Route, error) { return l.host.RouteList(nil, netlink.FAMILY_V4) })
 	if err != nil {
-		return 0, fmt.Errorf("list routes: %w", err)
+		return nil, fmt.Errorf("list routes: %w", err)
 	}
 	best, metric := 0, 0
 	for _, r := range routes {
@@ -62,10 +62,30 @@ func (l *links) uplinkMTU() (int, error) {
 			best, metric = r.LinkIndex, r.Priority
 		}
 	}
-	if best != 0 {
-		if link, err := l.host.LinkByIndex(best); err == nil && link.Attrs().MTU >= 576 {
-			return min(link.Attrs().MTU, 65535), nil
-		}
+	if best == 0 {
+		return nil, nil
 	}
-	return 1500, nil
+	link, err := l.host.LinkByIndex(best)
+	if err != nil {
+		return nil, nil // it went away meanwhile
+	}
+	return link, nil
+}
+
+// uplinkMTU is the MTU of the uplink.
+func (l *links) uplinkMTU() (int, error) {
+	link, err := l.uplink()
+	if err == nil && link != nil && link.Attrs().MTU >= 576 {
+		return min(link.Attrs().MTU, 65535), nil
+	}
+	return 1500, err
+}
+
+// uplinkName is "" where there is no uplink.
+func (l *links) uplinkName() (string, error) {
+	link, err := l.uplink()
+	if err != nil || link == nil {
+		return "", err
+	}
+	return link.Attrs().Name, nil
 }

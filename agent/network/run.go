@@ -88,6 +88,7 @@ func (n *Network) converge(ctx context.Context) error {
 		return err
 	}
 	changed, err := n.repair(ctx)
+	n.lookAround()
 	if len(changed) > 0 {
 		n.log.Warn("somebody else changed this node's network; put right", "what", changed)
 	}

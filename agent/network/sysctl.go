@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -187,13 +188,17 @@ func (n *Network) recordSysctls() error {
 			}
 		}
 	}
+	var translators []string
 	if len(found) > 0 {
 		n.log.Info("forwarding is switched on for this host and put back at teardown", "sysctl", "net.ipv4.ip_forward", "before", "0")
+		translators = n.nft.translators()
 	}
-	return n.ledger.update(func(r *record) { r.Scope, r.Sysctls = here, found })
+	return n.ledger.update(func(r *record) { r.Scope, r.Sysctls, r.Translators = here, found, translators })
 }
 
-// restoreSysctls puts back what was recorded, unless another node still needs it.
+// restoreSysctls puts back what was recorded, unless somebody still needs it. A
+// setting that is no longer what this node made of it was changed by somebody
+// else meanwhile, and stays.
 func (n *Network) restoreSysctls() error {
 	here, err := scope(n.host)
 	if err != nil || n.ledger.Scope != here || len(n.ledger.Sysctls) == 0 {
@@ -207,5 +212,49 @@ func (n *Network) restoreSysctls() error {
 		n.log.Info("forwarding stays on for another node on this host", "link", neighbours[0].Attrs().Name)
 		return nil
 	}
-	return n.host.do(func() error { return setPresent(n.ledger.Sysctls) })
+	for _, t := range n.nft.translators() {
+		if !slices.Contains(n.ledger.Translators, t) {
+			n.log.Warn("forwarding stays on: somebody came to need it after this node had switched it on; if nothing does, run: sysctl -w net.ipv4.ip_forward=0", "nft table", t)
+			return nil
+		}
+	}
+	return n.host.do(func() error { return putBack(n.ledger.Sysctls) })
+}
+
+// whileForwarding is what a setting becomes when forwarding is switched on.
+func whileForwarding(name string) string {
+	if strings.HasSuffix(name, "/accept_redirects") {
+		return "0"
+	}
+	return "1"
+}
+
+// putBack works in the namespace of the calling thread. Switching forwarding off
+// overwrites the others, so all are looked at before it.
+func putBack(recorded []setting) error {
+	if now, err := readSysctl(forwarding); err != nil || now != whileForwarding(forwarding) {
+		return err // somebody else switched it off, and all that follows with it
+	}
+	before, err := forwardingSettings()
+	if err != nil {
+		return err
+	}
+	was := map[string]string{}
+	for _, s := range recorded {
+		was[s.Name] = s.Value
+	}
+	var then []setting
+	for _, s := range before {
+		old, ok := was[s.Name]
+		switch {
+		case s.Value != whileForwarding(s.Name):
+			then = append(then, s) // somebody else's
+		case ok:
+			then = append(then, setting{s.Name, old})
+		}
+	}
+	if err := setPresent(recorded[:1]); err != nil {
+		return err
+	}
+	return setPresent(slices.DeleteFunc(then, func(s setting) bool { return s.Name == forwarding }))
 }
