@@ -63,6 +63,11 @@ type Host struct {
 	// Inside connects to a port of the instance uid as its own processes do; nil:
 	// nothing is forwarded.
 	Inside func(ctx context.Context, uid string, port uint16) (net.Conn, error)
+	// Egress are the counters of an instance's egress rules. May be nil.
+	Egress func(uid string) ([]EgressCount, error)
+	// Warnings say what keeps instances from what they are promised and that the
+	// node cannot put right itself. May be nil.
+	Warnings func() []string
 	// KeepImages removes images that are not among those wanted, when the disk
 	// is full, until ctx ends. May be nil.
 	KeepImages func(ctx context.Context, wanted func() []string) error
@@ -150,7 +155,7 @@ func (a *Agent) compose() error {
 			return err
 		}
 	}
-	a.bulk = &bulk{driver: deps.Host.Driver, inside: deps.Host.Inside, store: a.store, logs: filepath.Join(cfg.DataDir, "logs")}
+	a.bulk = &bulk{driver: deps.Host.Driver, inside: deps.Host.Inside, egress: deps.Host.Egress, store: a.store, logs: filepath.Join(cfg.DataDir, "logs")}
 	if err := os.MkdirAll(a.bulk.logs, 0o700); err != nil {
 		return fmt.Errorf("make log directory: %w", err)
 	}

@@ -20,12 +20,14 @@ import (
 	"redoubt.dev/redoubt/agent/session"
 	"redoubt.dev/redoubt/agent/store"
 	"redoubt.dev/redoubt/isolation"
+	redoubtv1 "redoubt.dev/redoubt/proto/redoubt/v1"
 )
 
 // bulk answers exec, logs and forwards.
 type bulk struct {
 	driver driver.Driver
 	inside func(ctx context.Context, uid string, port uint16) (net.Conn, error)
+	egress func(uid string) ([]EgressCount, error) // may be nil
 	store  *store.Store
 	logs   string // directory
 }
@@ -97,6 +99,30 @@ func unreachable(f store.Facts) string {
 		return " that can be reached: under gVisor, an instance with `network: none` has no port that anything outside of its sandbox reaches"
 	}
 	return " that can be reached: under gVisor, what listens on 127.0.0.1 only is not reached from outside of the sandbox; let it listen on 0.0.0.0"
+}
+
+// EgressCount is how often an instance opened a connection by one of its egress
+// rules, or was refused.
+type EgressCount struct {
+	Rule           string
+	Packets, Bytes uint64
+	Refused        bool
+}
+
+// Egress implements session.Bulk.
+func (b *bulk) Egress(_ context.Context, uid string) (*redoubtv1.EgressCounts, error) {
+	if _, err := b.running(uid); err != nil {
+		return nil, err
+	}
+	out := &redoubtv1.EgressCounts{}
+	if b.egress == nil {
+		return out, nil
+	}
+	counts, err := b.egress(uid)
+	for _, c := range counts {
+		out.Rules = append(out.Rules, &redoubtv1.EgressCount{Rule: c.Rule, Packets: c.Packets, Bytes: c.Bytes, Refused: c.Refused})
+	}
+	return out, err
 }
 
 // Logs implements session.Bulk. Following ends with the instance.

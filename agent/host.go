@@ -130,8 +130,17 @@ func RemoveHost(ctx context.Context, cfg HostConfig) (err error) {
 func (h *RealHost) Host() Host {
 	return Host{
 		Driver: h.driver, Network: bridge{h.network}, Facts: probe.Host, Findings: h.findings, Measure: h.measure, Dial: h.network.Dial, Inside: h.network.DialInside,
+		Egress: h.egress, Warnings: h.network.Warnings,
 		KeepImages: h.driver.KeepImages, Run: h.run,
 	}
+}
+
+func (h *RealHost) egress(uid string) (out []EgressCount, err error) {
+	counts, err := h.network.EgressCounts(uid)
+	for _, c := range counts {
+		out = append(out, EgressCount(c))
+	}
+	return out, err
 }
 
 func (h *RealHost) run(ctx context.Context) error {

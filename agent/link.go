@@ -3,6 +3,7 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"redoubt.dev/redoubt/agent/session"
@@ -88,6 +89,25 @@ func (l *link) Report() *redoubtv1.Report {
 func (l *link) Load() uint32 { return l.load.Load() }
 
 func (l *link) DiskFull() bool { return l.store.DiskFull() }
+
+// mostWarnings bounds what every heartbeat carries, mostWarning each of them.
+const mostWarnings, mostWarning = 4, 1000
+
+func (l *link) Warnings() (out []string) {
+	if l.deps.Host.Warnings == nil {
+		return nil
+	}
+	for _, w := range l.deps.Host.Warnings() {
+		if len(out) == mostWarnings {
+			break
+		}
+		if len(w) > mostWarning {
+			w = strings.ToValidUTF8(w[:mostWarning], "") + "…"
+		}
+		out = append(out, w)
+	}
+	return out
+}
 
 func (l *link) Renewed(sent time.Duration, term uint64) {
 	l.lease.renew(store.Moment{Boot: l.deps.BootID, At: sent}, term)

@@ -284,9 +284,9 @@ func (f *firewall) lift(addr netip.Addr, p Policy) error {
 // EgressCount is how often a limited instance opened a connection by one rule,
 // or was refused, since the rules were last made.
 type EgressCount struct {
-	Rule    string
-	Packets uint64
-	Refused bool
+	Rule           string
+	Packets, Bytes uint64
+	Refused        bool
 }
 
 // counts reads the counters of one limited instance.
@@ -299,7 +299,7 @@ func (f *firewall) counts(addr netip.Addr) (out []EgressCount, err error) {
 		name := commentOf(r)
 		for _, e := range r.Exprs {
 			if c, ok := e.(*expr.Counter); ok {
-				out = append(out, EgressCount{Rule: name, Packets: c.Packets, Refused: name == refused})
+				out = append(out, EgressCount{Rule: name, Packets: c.Packets, Bytes: c.Bytes, Refused: name == refused})
 			}
 		}
 	}

@@ -28,6 +28,8 @@ type Bulk interface {
 	// Logs hands over what the instance uid wrote and, with follow, what it
 	// writes until ctx or the instance ends.
 	Logs(ctx context.Context, uid string, opts LogOptions, hand func(LogChunk) error) error
+	// Egress reads the counters of the egress rules of the instance uid.
+	Egress(ctx context.Context, uid string) (*redoubtv1.EgressCounts, error)
 	// Forward connects to a TCP port of the instance uid, and names it.
 	Forward(ctx context.Context, uid string, port uint16) (instance string, conn net.Conn, err error)
 }
@@ -145,6 +147,12 @@ func (s *Session) serve(ctx context.Context, cancel context.CancelFunc, stream g
 		return s.forward(ctx, cancel, stream, out, o)
 	case o.GetExec() != nil:
 		return s.exec(ctx, cancel, stream, out, o)
+	case o.GetEgress() != nil:
+		counts, err := s.deps.Bulk.Egress(ctx, o.GetUid())
+		if err != nil {
+			return err
+		}
+		return out.send(&redoubtv1.AttachRequest{Message: &redoubtv1.AttachRequest_Egress{Egress: counts}})
 	}
 	return status.Error(codes.Unimplemented, "this agent does not know that kind of stream")
 }

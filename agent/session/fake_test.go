@@ -135,6 +135,7 @@ func (n *node) Report() *redoubtv1.Report {
 }
 func (n *node) Load() uint32         { return 7 }
 func (n *node) DiskFull() bool       { return false }
+func (n *node) Warnings() []string   { return nil }
 func (n *node) Clock() time.Duration { return time.Since(began) + time.Duration(n.suspended.Load()) }
 func (n *node) Renewed(sent time.Duration, _ uint64) {
 	world.Lock()
@@ -266,6 +267,10 @@ func (b *bulk) Exec(ctx context.Context, uid string, spec driver.ExecSpec, strea
 
 func (b *bulk) Logs(ctx context.Context, uid string, opts LogOptions, hand func(LogChunk) error) error {
 	return b.logs(ctx, uid, opts, hand)
+}
+
+func (b *bulk) Egress(context.Context, string) (*redoubtv1.EgressCounts, error) {
+	return &redoubtv1.EgressCounts{Rules: []*redoubtv1.EgressCount{{Rule: "anything else", Packets: 3, Refused: true}}}, nil
 }
 
 func (b *bulk) Forward(ctx context.Context, uid string, port uint16) (string, net.Conn, error) {

@@ -206,6 +206,7 @@ func (l *live) heartbeat() error {
 	delete(l.sent, l.sequence-64) // never acknowledged; not kept for ever
 	return l.send(&redoubtv1.SessionRequest{Message: &redoubtv1.SessionRequest_Heartbeat{Heartbeat: &redoubtv1.Heartbeat{
 		Sequence: l.sequence, Load: l.s.deps.Node.Load(), DiskFull: l.s.deps.Node.DiskFull(),
+		Warnings: l.s.deps.Node.Warnings(),
 	}}})
 }
 

@@ -47,6 +47,8 @@ type Node interface {
 	Load() uint32
 	// DiskFull: what is made durable next may not fit.
 	DiskFull() bool
+	// Warnings: what keeps instances here from what they are promised.
+	Warnings() []string
 	// Renewed: the leader of term acknowledged a heartbeat that was sent when
 	// Clock said sent.
 	Renewed(sent time.Duration, term uint64)

@@ -85,7 +85,7 @@ func (t *term) hear(req *redoubtv1.ObserveRequest, h *Heard) (ops []*redoubtv1.O
 			Silent: o.GetSilent().AsDuration(), Load: o.GetLoad(), ReportAge: o.GetReportAge().AsDuration(),
 			SessionAge: o.GetSessionAge().AsDuration(),
 		}
-		w.DiskFull = o.GetDiskFull()
+		w.DiskFull, w.Warnings = o.GetDiskFull(), o.GetWarnings()
 		if o.GetSvidExpires() != nil {
 			w.SVIDExpires = o.GetSvidExpires().AsTime()
 		}

@@ -53,6 +53,7 @@ type heard struct {
 	expires   time.Time // the certificate that it was opened with; zero: not known
 	load      uint32
 	diskFull  bool
+	warnings  []string
 	// proven: when each runtime's canary ran, on this server's clock, by
 	// runtime and variant, as of report generation.
 	proven     map[provenKey]time.Time
@@ -109,6 +110,8 @@ type Word struct {
 	Load        uint32
 	// DiskFull: nothing new can be kept there.
 	DiskFull bool
+	// Warnings are the node's own, for people.
+	Warnings []string
 	// Report, if the word carries one, ReportAge after the server received it.
 	Report    *isolation.Report
 	ReportAge time.Duration
@@ -146,7 +149,7 @@ func (o *Observed) Hear(w Word, now time.Time) (younger string) {
 	}
 	fresh := !n.everHeard || !n.connected || moved
 	n.everHeard, n.connected, n.server, n.opened, n.load = true, true, w.Server, opened, w.Load
-	n.expires = w.SVIDExpires
+	n.expires, n.warnings = w.SVIDExpires, w.Warnings
 	if n.diskFull != w.DiskFull {
 		n.diskFull, fresh = w.DiskFull, true
 	}
@@ -286,6 +289,8 @@ type View struct {
 	Hint   string
 	// SVIDExpires is the end of the certificate of its last session.
 	SVIDExpires time.Time
+	// Warnings as the node last said.
+	Warnings []string
 	// Age of each runtime's proof; absent: none is known in this term.
 	Age func(isolation.Finding) (time.Duration, bool)
 }
@@ -312,7 +317,7 @@ func (o *Observed) View(node isolation.NodeID, site isolation.SiteID, reported, 
 	if !ok {
 		s = &siteHeard{connectedSince: o.started}
 	}
-	v := View{Silent: max(now.Sub(n.last), 0), Heard: n.everHeard, Server: n.server, Load: n.load, SVIDExpires: n.expires}
+	v := View{Silent: max(now.Sub(n.last), 0), Heard: n.everHeard, Server: n.server, Load: n.load, SVIDExpires: n.expires, Warnings: n.warnings}
 	since := n.last
 	if s.connectedSince.After(since) {
 		since = s.connectedSince

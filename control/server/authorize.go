@@ -123,6 +123,7 @@ var rules = map[string]rule{
 	fleetService + "ListEvents":      {kind: identity.KindUser, need: ReadWorkloads, filtered: true, leader: true},
 	fleetService + "WatchEvents":     {kind: identity.KindUser, need: ReadWorkloads, filtered: true},
 	fleetService + "Watch":           {kind: identity.KindUser, need: ReadWorkloads, filtered: true},
+	fleetService + "GetEgress":       {kind: identity.KindUser, need: ReadWorkloads, namespace: fromRequest},
 	fleetService + "Logs":            {kind: identity.KindUser, need: ReadWorkloads, namespace: fromRequest},
 	fleetService + "Exec":            {kind: identity.KindUser, need: WriteWorkloads, namespace: fromExecStart},
 	fleetService + "PortForward":     {kind: identity.KindUser, need: WriteWorkloads, namespace: fromForwardStart},

@@ -105,6 +105,30 @@ func cleanObserved(n *redoubtv1.NodeObservation) {
 			cleanStatus(st)
 		}
 	}
+	n.Warnings = cleanWarnings(n.GetWarnings())
+}
+
+// maxWarnings of one node are taken.
+const maxWarnings = 8
+
+func cleanWarnings(all []string) (out []string) {
+	for _, w := range all[:min(len(all), maxWarnings)] {
+		out = append(out, plain(w, maxWords))
+	}
+	return out
+}
+
+// maxCounts of one instance's egress rules are taken.
+const maxCounts = 64*64 + 1
+
+func cleanCounts(all []*redoubtv1.EgressCount) (out []*redoubtv1.EgressCount) {
+	for _, c := range all[:min(len(all), maxCounts)] {
+		if c != nil {
+			word(&c.Rule)
+			out = append(out, c)
+		}
+	}
+	return out
 }
 
 // agentError is what an agent says of a stream that it ends, for its user.

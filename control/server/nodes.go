@@ -67,6 +67,7 @@ func (s *fleetAPI) describeNode(view *state.View, n *fleet.Node) *redoubtv1.Node
 	if leading {
 		out.State, out.Silent, out.Hint, out.SessionServer = redoubtv1.NodeState(v.State), durationpb.New(v.Silent), v.Hint, v.Server
 		out.Fresh, out.SvidExpires = s.leader.Fresh(n, v), timestamp(v.SVIDExpires)
+		out.Warnings = v.Warnings
 	}
 	if n.Report == nil {
 		return out

@@ -180,7 +180,7 @@ func (s *session) take(now time.Time) (*redoubtv1.NodeObservation, pending) {
 	o := &redoubtv1.NodeObservation{
 		Node: s.node, Connected: true, Silent: durationpb.New(now.Sub(s.last)), Load: s.load, Heartbeat: s.heartbeat,
 		StatusesComplete: s.complete, Hello: s.hello, SessionAge: durationpb.New(max(now.Sub(s.opened), 1)),
-		SvidExpires: timestamp(s.expires), DiskFull: s.diskFull,
+		SvidExpires: timestamp(s.expires), DiskFull: s.diskFull, Warnings: s.warnings,
 	}
 	p := pending{s: s, heartbeat: s.heartbeat, statuses: s.statuses}
 	if s.statusSeq != s.ackedSeq {

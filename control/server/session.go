@@ -140,6 +140,7 @@ type session struct {
 	heartbeat  uint64    // to be acknowledged, 0 if none
 	load       uint32
 	diskFull   bool
+	warnings   []string
 	report     *redoubtv1.Report
 	reportAt   time.Time
 	reportSent bool // to the leader of the present term
@@ -314,6 +315,7 @@ func (a *agentAPI) take(s *session, m *redoubtv1.SessionRequest) error {
 		return status.Error(codes.InvalidArgument, "a session has one Hello")
 	case *redoubtv1.SessionRequest_Heartbeat:
 		s.heartbeat, s.load, s.diskFull = m.Heartbeat.GetSequence(), m.Heartbeat.GetLoad(), m.Heartbeat.GetDiskFull()
+		s.warnings = cleanWarnings(m.Heartbeat.GetWarnings())
 	case *redoubtv1.SessionRequest_Report:
 		r := m.Report.GetReport()
 		if r.GetNode() != s.node {

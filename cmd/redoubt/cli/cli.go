@@ -169,7 +169,7 @@ func (a *app) root() *cobra.Command {
 	}
 	workload := noun("workload", "Apply, run and look at workloads", []string{"w"},
 		a.runCommand(), a.applyCommand(), a.planCommand(), a.listCommand("list"), a.statusCommand(),
-		a.explainCommand(), a.logsCommand(), a.execCommand(), a.copyCommand(), a.portForwardCommand(), a.stopCommand())
+		a.explainCommand(), a.logsCommand(), a.execCommand(), a.copyCommand(), a.portForwardCommand(), a.egressCommand(), a.stopCommand())
 	group("work", workload, a.runCommand(), a.applyCommand(), a.planCommand(), a.listCommand("get"), a.psCommand(),
 		a.explainCommand(), a.logsCommand(), a.execCommand(), a.copyCommand(), a.portForwardCommand(), a.stopCommand())
 	group("fleet",

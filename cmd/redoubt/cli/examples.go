@@ -52,6 +52,7 @@ var examples = map[string]string{
 	"workload":                  "  redoubt workload apply web.yml\n  redoubt workload status web",
 	"workload apply":            "  redoubt apply web.yml --wait --timeout 2m\n  redoubt apply -n shop web.yml db.yml",
 	"workload cp":               "  redoubt cp web:/etc/app.conf .\n  redoubt cp ./site web:/srv",
+	"workload egress":           "  redoubt workload egress web\n  redoubt workload egress web-2 -o json",
 	"workload exec":             "  redoubt exec web -it -- sh\n  redoubt exec web-2 -- cat /etc/hostname",
 	"workload explain":          "  redoubt explain web\n  redoubt explain web -o wide",
 	"workload list":             "  redoubt get\n  redoubt get web --watch\n  redoubt get -o json",

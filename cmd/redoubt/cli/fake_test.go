@@ -484,6 +484,25 @@ func (s fakeServer) Watch(_ *redoubtv1.WatchRequest, stream redoubtv1.FleetServi
 	}
 }
 
+func (s fakeServer) GetEgress(_ context.Context, req *redoubtv1.GetEgressRequest) (*redoubtv1.GetEgressResponse, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	resp := &redoubtv1.GetEgressResponse{}
+	for n, i := range s.workloads[key(req.GetNamespace(), req.GetName())].GetStatus().GetInstances() {
+		e := &redoubtv1.InstanceEgress{Instance: i.GetAssignment().GetInstance(), Node: i.GetAssignment().GetNode()}
+		switch n {
+		case 0:
+			e.Rules = []*redoubtv1.EgressCount{
+				{Rule: "to 10.20.0.0/16 tcp 443", Packets: 12, Bytes: 720}, {Rule: "anything else", Packets: 7, Bytes: 420, Refused: true},
+			}
+		default:
+			e.Error = "node oslo-2 has no session with any server now"
+		}
+		resp.Instances = append(resp.Instances, e)
+	}
+	return resp, nil
+}
+
 func (s fakeServer) Logs(req *redoubtv1.LogsRequest, stream grpc.ServerStreamingServer[redoubtv1.LogsResponse]) error {
 	for {
 		s.mu.Lock()

@@ -80,6 +80,9 @@ func (a *app) showNode(out *output, resp *redoubtv1.GetNodeResponse) error {
 	if end := n.GetSvidExpires(); end != nil {
 		b.WriteString(hang("  ", certificateText(time.Until(end.AsTime())), width))
 	}
+	for _, w := range n.GetWarnings() {
+		b.WriteString(hang("  Warning  ", clean(w), width))
+	}
 	if _, err := fmt.Fprint(out.w, b.String()); err != nil {
 		return err
 	}

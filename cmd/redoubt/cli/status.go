@@ -34,6 +34,9 @@ func (a *app) statusCommand() *cobra.Command {
 		err = out.message(w, func(t *table) { instanceTable(t, w.GetStatus().GetInstances()) })
 		if err == nil && (out.format == "table" || out.format == "wide") {
 			_, err = fmt.Fprint(out.w, notes(w.GetStatus().GetInstances(), a.prose()))
+			if err == nil {
+				err = a.egressNote(ctx, f, out, w.GetSpec())
+			}
 		}
 		if err != nil {
 			return err

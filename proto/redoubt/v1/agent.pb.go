@@ -473,7 +473,10 @@ type Heartbeat struct {
 	// load is the used share of memory, thousandths.
 	Load uint32 `protobuf:"varint,2,opt,name=load,proto3" json:"load,omitempty"`
 	// disk_full: the node's data directory has no room, or only its reserve.
-	DiskFull      bool `protobuf:"varint,3,opt,name=disk_full,json=diskFull,proto3" json:"disk_full,omitempty"`
+	DiskFull bool `protobuf:"varint,3,opt,name=disk_full,json=diskFull,proto3" json:"disk_full,omitempty"`
+	// warnings say what keeps instances from what they are promised there and that
+	// the node cannot put right itself, each with its remedy: at most 8.
+	Warnings      []string `protobuf:"bytes,4,rep,name=warnings,proto3" json:"warnings,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -527,6 +530,13 @@ func (x *Heartbeat) GetDiskFull() bool {
 		return x.DiskFull
 	}
 	return false
+}
+
+func (x *Heartbeat) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
 }
 
 // Hint is what a node learned of another by gossip; never believed alone.
@@ -1197,6 +1207,7 @@ type StreamOpen struct {
 	//	*StreamOpen_Exec
 	//	*StreamOpen_Logs
 	//	*StreamOpen_Forward
+	//	*StreamOpen_Egress
 	Request isStreamOpen_Request `protobuf_oneof:"request"`
 	// confirms: the server sends paired on the Attach stream once it has joined
 	// it to a caller that is still there. Nothing is begun before.
@@ -1297,6 +1308,15 @@ func (x *StreamOpen) GetForward() *PortForwardStart {
 	return nil
 }
 
+func (x *StreamOpen) GetEgress() *EgressStart {
+	if x != nil {
+		if x, ok := x.Request.(*StreamOpen_Egress); ok {
+			return x.Egress
+		}
+	}
+	return nil
+}
+
 func (x *StreamOpen) GetConfirms() bool {
 	if x != nil {
 		return x.Confirms
@@ -1320,11 +1340,99 @@ type StreamOpen_Forward struct {
 	Forward *PortForwardStart `protobuf:"bytes,7,opt,name=forward,proto3,oneof"`
 }
 
+type StreamOpen_Egress struct {
+	Egress *EgressStart `protobuf:"bytes,9,opt,name=egress,proto3,oneof"`
+}
+
 func (*StreamOpen_Exec) isStreamOpen_Request() {}
 
 func (*StreamOpen_Logs) isStreamOpen_Request() {}
 
 func (*StreamOpen_Forward) isStreamOpen_Request() {}
+
+func (*StreamOpen_Egress) isStreamOpen_Request() {}
+
+// EgressStart asks for the counters of the instance's egress rules.
+type EgressStart struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EgressStart) Reset() {
+	*x = EgressStart{}
+	mi := &file_redoubt_v1_agent_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EgressStart) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EgressStart) ProtoMessage() {}
+
+func (x *EgressStart) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_agent_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EgressStart.ProtoReflect.Descriptor instead.
+func (*EgressStart) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_agent_proto_rawDescGZIP(), []int{15}
+}
+
+// EgressCounts are in the order of the rules; none: its egress is not limited.
+type EgressCounts struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rules         []*EgressCount         `protobuf:"bytes,1,rep,name=rules,proto3" json:"rules,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EgressCounts) Reset() {
+	*x = EgressCounts{}
+	mi := &file_redoubt_v1_agent_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EgressCounts) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EgressCounts) ProtoMessage() {}
+
+func (x *EgressCounts) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_agent_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EgressCounts.ProtoReflect.Descriptor instead.
+func (*EgressCounts) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_agent_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *EgressCounts) GetRules() []*EgressCount {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
 
 type Goodbye struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1335,7 +1443,7 @@ type Goodbye struct {
 
 func (x *Goodbye) Reset() {
 	*x = Goodbye{}
-	mi := &file_redoubt_v1_agent_proto_msgTypes[15]
+	mi := &file_redoubt_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1347,7 +1455,7 @@ func (x *Goodbye) String() string {
 func (*Goodbye) ProtoMessage() {}
 
 func (x *Goodbye) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_agent_proto_msgTypes[15]
+	mi := &file_redoubt_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1360,7 +1468,7 @@ func (x *Goodbye) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Goodbye.ProtoReflect.Descriptor instead.
 func (*Goodbye) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_redoubt_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Goodbye) GetReason() string {
@@ -1380,6 +1488,7 @@ type AttachRequest struct {
 	//	*AttachRequest_Error
 	//	*AttachRequest_Forward
 	//	*AttachRequest_Log
+	//	*AttachRequest_Egress
 	Message       isAttachRequest_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1387,7 +1496,7 @@ type AttachRequest struct {
 
 func (x *AttachRequest) Reset() {
 	*x = AttachRequest{}
-	mi := &file_redoubt_v1_agent_proto_msgTypes[16]
+	mi := &file_redoubt_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1399,7 +1508,7 @@ func (x *AttachRequest) String() string {
 func (*AttachRequest) ProtoMessage() {}
 
 func (x *AttachRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_agent_proto_msgTypes[16]
+	mi := &file_redoubt_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1412,7 +1521,7 @@ func (x *AttachRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachRequest.ProtoReflect.Descriptor instead.
 func (*AttachRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_redoubt_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *AttachRequest) GetMessage() isAttachRequest_Message {
@@ -1476,6 +1585,15 @@ func (x *AttachRequest) GetLog() *LogsResponse {
 	return nil
 }
 
+func (x *AttachRequest) GetEgress() *EgressCounts {
+	if x != nil {
+		if x, ok := x.Message.(*AttachRequest_Egress); ok {
+			return x.Egress
+		}
+	}
+	return nil
+}
+
 type isAttachRequest_Message interface {
 	isAttachRequest_Message()
 }
@@ -1506,6 +1624,11 @@ type AttachRequest_Log struct {
 	Log *LogsResponse `protobuf:"bytes,6,opt,name=log,proto3,oneof"`
 }
 
+type AttachRequest_Egress struct {
+	// egress is the one answer to an EgressStart.
+	Egress *EgressCounts `protobuf:"bytes,7,opt,name=egress,proto3,oneof"`
+}
+
 func (*AttachRequest_StreamId) isAttachRequest_Message() {}
 
 func (*AttachRequest_Exec) isAttachRequest_Message() {}
@@ -1518,6 +1641,8 @@ func (*AttachRequest_Forward) isAttachRequest_Message() {}
 
 func (*AttachRequest_Log) isAttachRequest_Message() {}
 
+func (*AttachRequest_Egress) isAttachRequest_Message() {}
+
 type AttachError struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Code          uint32                 `protobuf:"varint,1,opt,name=code,proto3" json:"code,omitempty"` // a gRPC code
@@ -1528,7 +1653,7 @@ type AttachError struct {
 
 func (x *AttachError) Reset() {
 	*x = AttachError{}
-	mi := &file_redoubt_v1_agent_proto_msgTypes[17]
+	mi := &file_redoubt_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1540,7 +1665,7 @@ func (x *AttachError) String() string {
 func (*AttachError) ProtoMessage() {}
 
 func (x *AttachError) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_agent_proto_msgTypes[17]
+	mi := &file_redoubt_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1553,7 +1678,7 @@ func (x *AttachError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachError.ProtoReflect.Descriptor instead.
 func (*AttachError) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_redoubt_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *AttachError) GetCode() uint32 {
@@ -1584,7 +1709,7 @@ type AttachResponse struct {
 
 func (x *AttachResponse) Reset() {
 	*x = AttachResponse{}
-	mi := &file_redoubt_v1_agent_proto_msgTypes[18]
+	mi := &file_redoubt_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1596,7 +1721,7 @@ func (x *AttachResponse) String() string {
 func (*AttachResponse) ProtoMessage() {}
 
 func (x *AttachResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_agent_proto_msgTypes[18]
+	mi := &file_redoubt_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1609,7 +1734,7 @@ func (x *AttachResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachResponse.ProtoReflect.Descriptor instead.
 func (*AttachResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_redoubt_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *AttachResponse) GetMessage() isAttachResponse_Message {
@@ -1678,7 +1803,7 @@ type RenewNodeIdentityRequest struct {
 
 func (x *RenewNodeIdentityRequest) Reset() {
 	*x = RenewNodeIdentityRequest{}
-	mi := &file_redoubt_v1_agent_proto_msgTypes[19]
+	mi := &file_redoubt_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1690,7 +1815,7 @@ func (x *RenewNodeIdentityRequest) String() string {
 func (*RenewNodeIdentityRequest) ProtoMessage() {}
 
 func (x *RenewNodeIdentityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_agent_proto_msgTypes[19]
+	mi := &file_redoubt_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1703,7 +1828,7 @@ func (x *RenewNodeIdentityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewNodeIdentityRequest.ProtoReflect.Descriptor instead.
 func (*RenewNodeIdentityRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_redoubt_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RenewNodeIdentityRequest) GetCsr() []byte {
@@ -1723,7 +1848,7 @@ type RenewNodeIdentityResponse struct {
 
 func (x *RenewNodeIdentityResponse) Reset() {
 	*x = RenewNodeIdentityResponse{}
-	mi := &file_redoubt_v1_agent_proto_msgTypes[20]
+	mi := &file_redoubt_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1735,7 +1860,7 @@ func (x *RenewNodeIdentityResponse) String() string {
 func (*RenewNodeIdentityResponse) ProtoMessage() {}
 
 func (x *RenewNodeIdentityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_agent_proto_msgTypes[20]
+	mi := &file_redoubt_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1748,7 +1873,7 @@ func (x *RenewNodeIdentityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewNodeIdentityResponse.ProtoReflect.Descriptor instead.
 func (*RenewNodeIdentityResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_redoubt_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RenewNodeIdentityResponse) GetCertificates() [][]byte {
@@ -1793,11 +1918,12 @@ const file_redoubt_v1_agent_proto_rawDesc = "" +
 	"\vStatusBatch\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x126\n" +
 	"\bstatuses\x18\x02 \x03(\v2\x1a.redoubt.v1.InstanceStatusR\bstatuses\x12\x1a\n" +
-	"\bcomplete\x18\x03 \x01(\bR\bcomplete\"X\n" +
+	"\bcomplete\x18\x03 \x01(\bR\bcomplete\"t\n" +
 	"\tHeartbeat\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x12\n" +
 	"\x04load\x18\x02 \x01(\rR\x04load\x12\x1b\n" +
-	"\tdisk_full\x18\x03 \x01(\bR\bdiskFull\"\xc3\x01\n" +
+	"\tdisk_full\x18\x03 \x01(\bR\bdiskFull\x12\x1a\n" +
+	"\bwarnings\x18\x04 \x03(\tR\bwarnings\"\xc3\x01\n" +
 	"\x04Hint\x12)\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x15.redoubt.v1.Hint.KindR\x04kind\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12*\n" +
@@ -1851,7 +1977,7 @@ const file_redoubt_v1_agent_proto_rawDesc = "" +
 	"\fHeartbeatAck\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x12\n" +
 	"\x04term\x18\x02 \x01(\x04R\x04term\"\r\n" +
-	"\vFetchReport\"\xbc\x02\n" +
+	"\vFetchReport\"\xef\x02\n" +
 	"\n" +
 	"StreamOpen\x12\x1b\n" +
 	"\tstream_id\x18\x01 \x01(\tR\bstreamId\x12%\n" +
@@ -1860,18 +1986,23 @@ const file_redoubt_v1_agent_proto_rawDesc = "" +
 	"\x03uid\x18\x04 \x01(\tR\x03uid\x12+\n" +
 	"\x04exec\x18\x05 \x01(\v2\x15.redoubt.v1.ExecStartH\x00R\x04exec\x12-\n" +
 	"\x04logs\x18\x06 \x01(\v2\x17.redoubt.v1.LogsRequestH\x00R\x04logs\x128\n" +
-	"\aforward\x18\a \x01(\v2\x1c.redoubt.v1.PortForwardStartH\x00R\aforward\x12\x1a\n" +
+	"\aforward\x18\a \x01(\v2\x1c.redoubt.v1.PortForwardStartH\x00R\aforward\x121\n" +
+	"\x06egress\x18\t \x01(\v2\x17.redoubt.v1.EgressStartH\x00R\x06egress\x12\x1a\n" +
 	"\bconfirms\x18\b \x01(\bR\bconfirmsB\t\n" +
-	"\arequest\"!\n" +
+	"\arequest\"\r\n" +
+	"\vEgressStart\"=\n" +
+	"\fEgressCounts\x12-\n" +
+	"\x05rules\x18\x01 \x03(\v2\x17.redoubt.v1.EgressCountR\x05rules\"!\n" +
 	"\aGoodbye\x12\x16\n" +
-	"\x06reason\x18\x01 \x01(\tR\x06reason\"\x9b\x02\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\"\xcf\x02\n" +
 	"\rAttachRequest\x12\x1d\n" +
 	"\tstream_id\x18\x01 \x01(\tH\x00R\bstreamId\x12.\n" +
 	"\x04exec\x18\x02 \x01(\v2\x18.redoubt.v1.ExecResponseH\x00R\x04exec\x12\x14\n" +
 	"\x04logs\x18\x03 \x01(\fH\x00R\x04logs\x12/\n" +
 	"\x05error\x18\x04 \x01(\v2\x17.redoubt.v1.AttachErrorH\x00R\x05error\x12;\n" +
 	"\aforward\x18\x05 \x01(\v2\x1f.redoubt.v1.PortForwardResponseH\x00R\aforward\x12,\n" +
-	"\x03log\x18\x06 \x01(\v2\x18.redoubt.v1.LogsResponseH\x00R\x03logB\t\n" +
+	"\x03log\x18\x06 \x01(\v2\x18.redoubt.v1.LogsResponseH\x00R\x03log\x122\n" +
+	"\x06egress\x18\a \x01(\v2\x18.redoubt.v1.EgressCountsH\x00R\x06egressB\t\n" +
 	"\amessage\";\n" +
 	"\vAttachError\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\rR\x04code\x12\x18\n" +
@@ -1904,7 +2035,7 @@ func file_redoubt_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_redoubt_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_redoubt_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_redoubt_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_redoubt_v1_agent_proto_goTypes = []any{
 	(Hint_Kind)(0),                    // 0: redoubt.v1.Hint.Kind
 	(Assignments_Kind)(0),             // 1: redoubt.v1.Assignments.Kind
@@ -1923,25 +2054,28 @@ var file_redoubt_v1_agent_proto_goTypes = []any{
 	(*HeartbeatAck)(nil),              // 14: redoubt.v1.HeartbeatAck
 	(*FetchReport)(nil),               // 15: redoubt.v1.FetchReport
 	(*StreamOpen)(nil),                // 16: redoubt.v1.StreamOpen
-	(*Goodbye)(nil),                   // 17: redoubt.v1.Goodbye
-	(*AttachRequest)(nil),             // 18: redoubt.v1.AttachRequest
-	(*AttachError)(nil),               // 19: redoubt.v1.AttachError
-	(*AttachResponse)(nil),            // 20: redoubt.v1.AttachResponse
-	(*RenewNodeIdentityRequest)(nil),  // 21: redoubt.v1.RenewNodeIdentityRequest
-	(*RenewNodeIdentityResponse)(nil), // 22: redoubt.v1.RenewNodeIdentityResponse
-	(*Report)(nil),                    // 23: redoubt.v1.Report
-	(*InstanceStatus)(nil),            // 24: redoubt.v1.InstanceStatus
-	(*Digest)(nil),                    // 25: redoubt.v1.Digest
-	(*durationpb.Duration)(nil),       // 26: google.protobuf.Duration
-	(*Assignment)(nil),                // 27: redoubt.v1.Assignment
-	(*ExecStart)(nil),                 // 28: redoubt.v1.ExecStart
-	(*LogsRequest)(nil),               // 29: redoubt.v1.LogsRequest
-	(*PortForwardStart)(nil),          // 30: redoubt.v1.PortForwardStart
-	(*ExecResponse)(nil),              // 31: redoubt.v1.ExecResponse
-	(*PortForwardResponse)(nil),       // 32: redoubt.v1.PortForwardResponse
-	(*LogsResponse)(nil),              // 33: redoubt.v1.LogsResponse
-	(*ExecRequest)(nil),               // 34: redoubt.v1.ExecRequest
-	(*PortForwardRequest)(nil),        // 35: redoubt.v1.PortForwardRequest
+	(*EgressStart)(nil),               // 17: redoubt.v1.EgressStart
+	(*EgressCounts)(nil),              // 18: redoubt.v1.EgressCounts
+	(*Goodbye)(nil),                   // 19: redoubt.v1.Goodbye
+	(*AttachRequest)(nil),             // 20: redoubt.v1.AttachRequest
+	(*AttachError)(nil),               // 21: redoubt.v1.AttachError
+	(*AttachResponse)(nil),            // 22: redoubt.v1.AttachResponse
+	(*RenewNodeIdentityRequest)(nil),  // 23: redoubt.v1.RenewNodeIdentityRequest
+	(*RenewNodeIdentityResponse)(nil), // 24: redoubt.v1.RenewNodeIdentityResponse
+	(*Report)(nil),                    // 25: redoubt.v1.Report
+	(*InstanceStatus)(nil),            // 26: redoubt.v1.InstanceStatus
+	(*Digest)(nil),                    // 27: redoubt.v1.Digest
+	(*durationpb.Duration)(nil),       // 28: google.protobuf.Duration
+	(*Assignment)(nil),                // 29: redoubt.v1.Assignment
+	(*ExecStart)(nil),                 // 30: redoubt.v1.ExecStart
+	(*LogsRequest)(nil),               // 31: redoubt.v1.LogsRequest
+	(*PortForwardStart)(nil),          // 32: redoubt.v1.PortForwardStart
+	(*EgressCount)(nil),               // 33: redoubt.v1.EgressCount
+	(*ExecResponse)(nil),              // 34: redoubt.v1.ExecResponse
+	(*PortForwardResponse)(nil),       // 35: redoubt.v1.PortForwardResponse
+	(*LogsResponse)(nil),              // 36: redoubt.v1.LogsResponse
+	(*ExecRequest)(nil),               // 37: redoubt.v1.ExecRequest
+	(*PortForwardRequest)(nil),        // 38: redoubt.v1.PortForwardRequest
 }
 var file_redoubt_v1_agent_proto_depIdxs = []int32{
 	3,  // 0: redoubt.v1.SessionRequest.hello:type_name -> redoubt.v1.Hello
@@ -1949,10 +2083,10 @@ var file_redoubt_v1_agent_proto_depIdxs = []int32{
 	5,  // 2: redoubt.v1.SessionRequest.status:type_name -> redoubt.v1.StatusBatch
 	6,  // 3: redoubt.v1.SessionRequest.heartbeat:type_name -> redoubt.v1.Heartbeat
 	8,  // 4: redoubt.v1.SessionRequest.hints:type_name -> redoubt.v1.Hints
-	23, // 5: redoubt.v1.ReportUpdate.report:type_name -> redoubt.v1.Report
-	24, // 6: redoubt.v1.StatusBatch.statuses:type_name -> redoubt.v1.InstanceStatus
+	25, // 5: redoubt.v1.ReportUpdate.report:type_name -> redoubt.v1.Report
+	26, // 6: redoubt.v1.StatusBatch.statuses:type_name -> redoubt.v1.InstanceStatus
 	0,  // 7: redoubt.v1.Hint.kind:type_name -> redoubt.v1.Hint.Kind
-	25, // 8: redoubt.v1.Hint.digest:type_name -> redoubt.v1.Digest
+	27, // 8: redoubt.v1.Hint.digest:type_name -> redoubt.v1.Digest
 	7,  // 9: redoubt.v1.Hints.hints:type_name -> redoubt.v1.Hint
 	10, // 10: redoubt.v1.SessionResponse.welcome:type_name -> redoubt.v1.Welcome
 	12, // 11: redoubt.v1.SessionResponse.assignments:type_name -> redoubt.v1.Assignments
@@ -1961,31 +2095,34 @@ var file_redoubt_v1_agent_proto_depIdxs = []int32{
 	15, // 14: redoubt.v1.SessionResponse.fetch_report:type_name -> redoubt.v1.FetchReport
 	16, // 15: redoubt.v1.SessionResponse.stream_open:type_name -> redoubt.v1.StreamOpen
 	11, // 16: redoubt.v1.SessionResponse.fleet:type_name -> redoubt.v1.FleetUpdate
-	17, // 17: redoubt.v1.SessionResponse.goodbye:type_name -> redoubt.v1.Goodbye
-	26, // 18: redoubt.v1.Welcome.heartbeat_interval:type_name -> google.protobuf.Duration
+	19, // 17: redoubt.v1.SessionResponse.goodbye:type_name -> redoubt.v1.Goodbye
+	28, // 18: redoubt.v1.Welcome.heartbeat_interval:type_name -> google.protobuf.Duration
 	11, // 19: redoubt.v1.Welcome.fleet:type_name -> redoubt.v1.FleetUpdate
 	1,  // 20: redoubt.v1.Assignments.kind:type_name -> redoubt.v1.Assignments.Kind
-	27, // 21: redoubt.v1.Assignments.updated:type_name -> redoubt.v1.Assignment
-	28, // 22: redoubt.v1.StreamOpen.exec:type_name -> redoubt.v1.ExecStart
-	29, // 23: redoubt.v1.StreamOpen.logs:type_name -> redoubt.v1.LogsRequest
-	30, // 24: redoubt.v1.StreamOpen.forward:type_name -> redoubt.v1.PortForwardStart
-	31, // 25: redoubt.v1.AttachRequest.exec:type_name -> redoubt.v1.ExecResponse
-	19, // 26: redoubt.v1.AttachRequest.error:type_name -> redoubt.v1.AttachError
-	32, // 27: redoubt.v1.AttachRequest.forward:type_name -> redoubt.v1.PortForwardResponse
-	33, // 28: redoubt.v1.AttachRequest.log:type_name -> redoubt.v1.LogsResponse
-	34, // 29: redoubt.v1.AttachResponse.exec:type_name -> redoubt.v1.ExecRequest
-	35, // 30: redoubt.v1.AttachResponse.forward:type_name -> redoubt.v1.PortForwardRequest
-	2,  // 31: redoubt.v1.AgentService.Session:input_type -> redoubt.v1.SessionRequest
-	18, // 32: redoubt.v1.AgentService.Attach:input_type -> redoubt.v1.AttachRequest
-	21, // 33: redoubt.v1.AgentService.RenewNodeIdentity:input_type -> redoubt.v1.RenewNodeIdentityRequest
-	9,  // 34: redoubt.v1.AgentService.Session:output_type -> redoubt.v1.SessionResponse
-	20, // 35: redoubt.v1.AgentService.Attach:output_type -> redoubt.v1.AttachResponse
-	22, // 36: redoubt.v1.AgentService.RenewNodeIdentity:output_type -> redoubt.v1.RenewNodeIdentityResponse
-	34, // [34:37] is the sub-list for method output_type
-	31, // [31:34] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	29, // 21: redoubt.v1.Assignments.updated:type_name -> redoubt.v1.Assignment
+	30, // 22: redoubt.v1.StreamOpen.exec:type_name -> redoubt.v1.ExecStart
+	31, // 23: redoubt.v1.StreamOpen.logs:type_name -> redoubt.v1.LogsRequest
+	32, // 24: redoubt.v1.StreamOpen.forward:type_name -> redoubt.v1.PortForwardStart
+	17, // 25: redoubt.v1.StreamOpen.egress:type_name -> redoubt.v1.EgressStart
+	33, // 26: redoubt.v1.EgressCounts.rules:type_name -> redoubt.v1.EgressCount
+	34, // 27: redoubt.v1.AttachRequest.exec:type_name -> redoubt.v1.ExecResponse
+	21, // 28: redoubt.v1.AttachRequest.error:type_name -> redoubt.v1.AttachError
+	35, // 29: redoubt.v1.AttachRequest.forward:type_name -> redoubt.v1.PortForwardResponse
+	36, // 30: redoubt.v1.AttachRequest.log:type_name -> redoubt.v1.LogsResponse
+	18, // 31: redoubt.v1.AttachRequest.egress:type_name -> redoubt.v1.EgressCounts
+	37, // 32: redoubt.v1.AttachResponse.exec:type_name -> redoubt.v1.ExecRequest
+	38, // 33: redoubt.v1.AttachResponse.forward:type_name -> redoubt.v1.PortForwardRequest
+	2,  // 34: redoubt.v1.AgentService.Session:input_type -> redoubt.v1.SessionRequest
+	20, // 35: redoubt.v1.AgentService.Attach:input_type -> redoubt.v1.AttachRequest
+	23, // 36: redoubt.v1.AgentService.RenewNodeIdentity:input_type -> redoubt.v1.RenewNodeIdentityRequest
+	9,  // 37: redoubt.v1.AgentService.Session:output_type -> redoubt.v1.SessionResponse
+	22, // 38: redoubt.v1.AgentService.Attach:output_type -> redoubt.v1.AttachResponse
+	24, // 39: redoubt.v1.AgentService.RenewNodeIdentity:output_type -> redoubt.v1.RenewNodeIdentityResponse
+	37, // [37:40] is the sub-list for method output_type
+	34, // [34:37] is the sub-list for method input_type
+	34, // [34:34] is the sub-list for extension type_name
+	34, // [34:34] is the sub-list for extension extendee
+	0,  // [0:34] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_v1_agent_proto_init() }
@@ -2017,16 +2154,18 @@ func file_redoubt_v1_agent_proto_init() {
 		(*StreamOpen_Exec)(nil),
 		(*StreamOpen_Logs)(nil),
 		(*StreamOpen_Forward)(nil),
+		(*StreamOpen_Egress)(nil),
 	}
-	file_redoubt_v1_agent_proto_msgTypes[16].OneofWrappers = []any{
+	file_redoubt_v1_agent_proto_msgTypes[18].OneofWrappers = []any{
 		(*AttachRequest_StreamId)(nil),
 		(*AttachRequest_Exec)(nil),
 		(*AttachRequest_Logs)(nil),
 		(*AttachRequest_Error)(nil),
 		(*AttachRequest_Forward)(nil),
 		(*AttachRequest_Log)(nil),
+		(*AttachRequest_Egress)(nil),
 	}
-	file_redoubt_v1_agent_proto_msgTypes[18].OneofWrappers = []any{
+	file_redoubt_v1_agent_proto_msgTypes[20].OneofWrappers = []any{
 		(*AttachResponse_Exec)(nil),
 		(*AttachResponse_Paired)(nil),
 		(*AttachResponse_Forward)(nil),
@@ -2037,7 +2176,7 @@ func file_redoubt_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_redoubt_v1_agent_proto_rawDesc), len(file_redoubt_v1_agent_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   21,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

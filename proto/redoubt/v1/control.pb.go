@@ -2174,6 +2174,254 @@ func (x *WatchEventsResponse) GetGap() bool {
 	return false
 }
 
+type GetEgressRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Namespace string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// name of a workload (all its running instances) or of an instance.
+	Name          string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetEgressRequest) Reset() {
+	*x = GetEgressRequest{}
+	mi := &file_redoubt_v1_control_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetEgressRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetEgressRequest) ProtoMessage() {}
+
+func (x *GetEgressRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_control_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetEgressRequest.ProtoReflect.Descriptor instead.
+func (*GetEgressRequest) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *GetEgressRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *GetEgressRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type GetEgressResponse struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Instances []*InstanceEgress      `protobuf:"bytes,1,rep,name=instances,proto3" json:"instances,omitempty"`
+	// omitted instances were not asked, for their number.
+	Omitted       uint32 `protobuf:"varint,2,opt,name=omitted,proto3" json:"omitted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetEgressResponse) Reset() {
+	*x = GetEgressResponse{}
+	mi := &file_redoubt_v1_control_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetEgressResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetEgressResponse) ProtoMessage() {}
+
+func (x *GetEgressResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_control_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetEgressResponse.ProtoReflect.Descriptor instead.
+func (*GetEgressResponse) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *GetEgressResponse) GetInstances() []*InstanceEgress {
+	if x != nil {
+		return x.Instances
+	}
+	return nil
+}
+
+func (x *GetEgressResponse) GetOmitted() uint32 {
+	if x != nil {
+		return x.Omitted
+	}
+	return 0
+}
+
+type InstanceEgress struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Instance string                 `protobuf:"bytes,1,opt,name=instance,proto3" json:"instance,omitempty"`
+	Node     string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	// rules in their order, what they refuse last; none: it is not limited.
+	Rules []*EgressCount `protobuf:"bytes,3,rep,name=rules,proto3" json:"rules,omitempty"`
+	// error says why its node could not be asked.
+	Error         string `protobuf:"bytes,4,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InstanceEgress) Reset() {
+	*x = InstanceEgress{}
+	mi := &file_redoubt_v1_control_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InstanceEgress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InstanceEgress) ProtoMessage() {}
+
+func (x *InstanceEgress) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_control_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InstanceEgress.ProtoReflect.Descriptor instead.
+func (*InstanceEgress) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *InstanceEgress) GetInstance() string {
+	if x != nil {
+		return x.Instance
+	}
+	return ""
+}
+
+func (x *InstanceEgress) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *InstanceEgress) GetRules() []*EgressCount {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+func (x *InstanceEgress) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+// EgressCount is of one rule since the node last made its rules, as it does at
+// each start of the instance.
+type EgressCount struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Rule  string                 `protobuf:"bytes,1,opt,name=rule,proto3" json:"rule,omitempty"`
+	// packets: the first ones of connections that it let through; or all that it
+	// refused.
+	Packets       uint64 `protobuf:"varint,2,opt,name=packets,proto3" json:"packets,omitempty"`
+	Bytes         uint64 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Refused       bool   `protobuf:"varint,4,opt,name=refused,proto3" json:"refused,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EgressCount) Reset() {
+	*x = EgressCount{}
+	mi := &file_redoubt_v1_control_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EgressCount) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EgressCount) ProtoMessage() {}
+
+func (x *EgressCount) ProtoReflect() protoreflect.Message {
+	mi := &file_redoubt_v1_control_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EgressCount.ProtoReflect.Descriptor instead.
+func (*EgressCount) Descriptor() ([]byte, []int) {
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *EgressCount) GetRule() string {
+	if x != nil {
+		return x.Rule
+	}
+	return ""
+}
+
+func (x *EgressCount) GetPackets() uint64 {
+	if x != nil {
+		return x.Packets
+	}
+	return 0
+}
+
+func (x *EgressCount) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *EgressCount) GetRefused() bool {
+	if x != nil {
+		return x.Refused
+	}
+	return false
+}
+
 type LogsRequest struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	Namespace string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
@@ -2201,7 +2449,7 @@ type LogsRequest struct {
 
 func (x *LogsRequest) Reset() {
 	*x = LogsRequest{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[40]
+	mi := &file_redoubt_v1_control_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2213,7 +2461,7 @@ func (x *LogsRequest) String() string {
 func (*LogsRequest) ProtoMessage() {}
 
 func (x *LogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[40]
+	mi := &file_redoubt_v1_control_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2226,7 +2474,7 @@ func (x *LogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsRequest.ProtoReflect.Descriptor instead.
 func (*LogsRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{40}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *LogsRequest) GetNamespace() string {
@@ -2303,7 +2551,7 @@ type LogPosition struct {
 
 func (x *LogPosition) Reset() {
 	*x = LogPosition{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[41]
+	mi := &file_redoubt_v1_control_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2315,7 +2563,7 @@ func (x *LogPosition) String() string {
 func (*LogPosition) ProtoMessage() {}
 
 func (x *LogPosition) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[41]
+	mi := &file_redoubt_v1_control_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2328,7 +2576,7 @@ func (x *LogPosition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogPosition.ProtoReflect.Descriptor instead.
 func (*LogPosition) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{41}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *LogPosition) GetUid() string {
@@ -2367,7 +2615,7 @@ type LogsResponse struct {
 
 func (x *LogsResponse) Reset() {
 	*x = LogsResponse{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[42]
+	mi := &file_redoubt_v1_control_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2379,7 +2627,7 @@ func (x *LogsResponse) String() string {
 func (*LogsResponse) ProtoMessage() {}
 
 func (x *LogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[42]
+	mi := &file_redoubt_v1_control_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2392,7 +2640,7 @@ func (x *LogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsResponse.ProtoReflect.Descriptor instead.
 func (*LogsResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{42}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *LogsResponse) GetInstance() string {
@@ -2460,7 +2708,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[43]
+	mi := &file_redoubt_v1_control_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2472,7 +2720,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[43]
+	mi := &file_redoubt_v1_control_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2485,7 +2733,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{43}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ExecRequest) GetMessage() isExecRequest_Message {
@@ -2591,7 +2839,7 @@ type ExecStart struct {
 
 func (x *ExecStart) Reset() {
 	*x = ExecStart{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[44]
+	mi := &file_redoubt_v1_control_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2603,7 +2851,7 @@ func (x *ExecStart) String() string {
 func (*ExecStart) ProtoMessage() {}
 
 func (x *ExecStart) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[44]
+	mi := &file_redoubt_v1_control_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2616,7 +2864,7 @@ func (x *ExecStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStart.ProtoReflect.Descriptor instead.
 func (*ExecStart) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{44}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ExecStart) GetNamespace() string {
@@ -2685,7 +2933,7 @@ type TerminalSize struct {
 
 func (x *TerminalSize) Reset() {
 	*x = TerminalSize{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[45]
+	mi := &file_redoubt_v1_control_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2697,7 +2945,7 @@ func (x *TerminalSize) String() string {
 func (*TerminalSize) ProtoMessage() {}
 
 func (x *TerminalSize) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[45]
+	mi := &file_redoubt_v1_control_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2710,7 +2958,7 @@ func (x *TerminalSize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TerminalSize.ProtoReflect.Descriptor instead.
 func (*TerminalSize) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{45}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *TerminalSize) GetWidth() uint32 {
@@ -2742,7 +2990,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[46]
+	mi := &file_redoubt_v1_control_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2754,7 +3002,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[46]
+	mi := &file_redoubt_v1_control_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2767,7 +3015,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{46}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ExecResponse) GetMessage() isExecResponse_Message {
@@ -2856,7 +3104,7 @@ type PortForwardRequest struct {
 
 func (x *PortForwardRequest) Reset() {
 	*x = PortForwardRequest{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[47]
+	mi := &file_redoubt_v1_control_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2868,7 +3116,7 @@ func (x *PortForwardRequest) String() string {
 func (*PortForwardRequest) ProtoMessage() {}
 
 func (x *PortForwardRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[47]
+	mi := &file_redoubt_v1_control_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2881,7 +3129,7 @@ func (x *PortForwardRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortForwardRequest.ProtoReflect.Descriptor instead.
 func (*PortForwardRequest) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{47}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *PortForwardRequest) GetMessage() isPortForwardRequest_Message {
@@ -2955,7 +3203,7 @@ type PortForwardStart struct {
 
 func (x *PortForwardStart) Reset() {
 	*x = PortForwardStart{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[48]
+	mi := &file_redoubt_v1_control_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2967,7 +3215,7 @@ func (x *PortForwardStart) String() string {
 func (*PortForwardStart) ProtoMessage() {}
 
 func (x *PortForwardStart) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[48]
+	mi := &file_redoubt_v1_control_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2980,7 +3228,7 @@ func (x *PortForwardStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortForwardStart.ProtoReflect.Descriptor instead.
 func (*PortForwardStart) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{48}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *PortForwardStart) GetNamespace() string {
@@ -3018,7 +3266,7 @@ type PortForwardResponse struct {
 
 func (x *PortForwardResponse) Reset() {
 	*x = PortForwardResponse{}
-	mi := &file_redoubt_v1_control_proto_msgTypes[49]
+	mi := &file_redoubt_v1_control_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3030,7 +3278,7 @@ func (x *PortForwardResponse) String() string {
 func (*PortForwardResponse) ProtoMessage() {}
 
 func (x *PortForwardResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_redoubt_v1_control_proto_msgTypes[49]
+	mi := &file_redoubt_v1_control_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3043,7 +3291,7 @@ func (x *PortForwardResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortForwardResponse.ProtoReflect.Descriptor instead.
 func (*PortForwardResponse) Descriptor() ([]byte, []int) {
-	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{49}
+	return file_redoubt_v1_control_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *PortForwardResponse) GetMessage() isPortForwardResponse_Message {
@@ -3242,7 +3490,23 @@ const file_redoubt_v1_control_proto_rawDesc = "" +
 	"\x13WatchEventsResponse\x12)\n" +
 	"\x06events\x18\x01 \x03(\v2\x11.redoubt.v1.EventR\x06events\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\x10\n" +
-	"\x03gap\x18\x03 \x01(\bR\x03gap\"\xc0\x02\n" +
+	"\x03gap\x18\x03 \x01(\bR\x03gap\"D\n" +
+	"\x10GetEgressRequest\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"g\n" +
+	"\x11GetEgressResponse\x128\n" +
+	"\tinstances\x18\x01 \x03(\v2\x1a.redoubt.v1.InstanceEgressR\tinstances\x12\x18\n" +
+	"\aomitted\x18\x02 \x01(\rR\aomitted\"\x85\x01\n" +
+	"\x0eInstanceEgress\x12\x1a\n" +
+	"\binstance\x18\x01 \x01(\tR\binstance\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\x12-\n" +
+	"\x05rules\x18\x03 \x03(\v2\x17.redoubt.v1.EgressCountR\x05rules\x12\x14\n" +
+	"\x05error\x18\x04 \x01(\tR\x05error\"k\n" +
+	"\vEgressCount\x12\x12\n" +
+	"\x04rule\x18\x01 \x01(\tR\x04rule\x12\x18\n" +
+	"\apackets\x18\x02 \x01(\x04R\apackets\x12\x14\n" +
+	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\x12\x18\n" +
+	"\arefused\x18\x04 \x01(\bR\arefused\"\xc0\x02\n" +
 	"\vLogsRequest\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
@@ -3304,7 +3568,7 @@ const file_redoubt_v1_control_proto_rawDesc = "" +
 	"\tconnected\x18\x01 \x01(\tH\x00R\tconnected\x12\x14\n" +
 	"\x04data\x18\x02 \x01(\fH\x00R\x04data\x12\x16\n" +
 	"\x05close\x18\x03 \x01(\bH\x00R\x05closeB\t\n" +
-	"\amessage2\xe8\r\n" +
+	"\amessage2\xb2\x0e\n" +
 	"\fFleetService\x12T\n" +
 	"\rApplyWorkload\x12 .redoubt.v1.ApplyWorkloadRequest\x1a!.redoubt.v1.ApplyWorkloadResponse\x12Q\n" +
 	"\fPlanWorkload\x12\x1f.redoubt.v1.PlanWorkloadRequest\x1a .redoubt.v1.PlanWorkloadResponse\x12N\n" +
@@ -3325,7 +3589,8 @@ const file_redoubt_v1_control_proto_rawDesc = "" +
 	"\x05Watch\x12\x18.redoubt.v1.WatchRequest\x1a\x19.redoubt.v1.WatchResponse0\x01\x12K\n" +
 	"\n" +
 	"ListEvents\x12\x1d.redoubt.v1.ListEventsRequest\x1a\x1e.redoubt.v1.ListEventsResponse\x12P\n" +
-	"\vWatchEvents\x12\x1e.redoubt.v1.WatchEventsRequest\x1a\x1f.redoubt.v1.WatchEventsResponse0\x01\x12;\n" +
+	"\vWatchEvents\x12\x1e.redoubt.v1.WatchEventsRequest\x1a\x1f.redoubt.v1.WatchEventsResponse0\x01\x12H\n" +
+	"\tGetEgress\x12\x1c.redoubt.v1.GetEgressRequest\x1a\x1d.redoubt.v1.GetEgressResponse\x12;\n" +
 	"\x04Logs\x12\x17.redoubt.v1.LogsRequest\x1a\x18.redoubt.v1.LogsResponse0\x01\x12=\n" +
 	"\x04Exec\x12\x17.redoubt.v1.ExecRequest\x1a\x18.redoubt.v1.ExecResponse(\x010\x01\x12R\n" +
 	"\vPortForward\x12\x1e.redoubt.v1.PortForwardRequest\x1a\x1f.redoubt.v1.PortForwardResponse(\x010\x01B0Z.redoubt.dev/redoubt/proto/redoubt/v1;redoubtv1b\x06proto3"
@@ -3342,7 +3607,7 @@ func file_redoubt_v1_control_proto_rawDescGZIP() []byte {
 	return file_redoubt_v1_control_proto_rawDescData
 }
 
-var file_redoubt_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
+var file_redoubt_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 54)
 var file_redoubt_v1_control_proto_goTypes = []any{
 	(*ApplyWorkloadRequest)(nil),    // 0: redoubt.v1.ApplyWorkloadRequest
 	(*ApplyWorkloadResponse)(nil),   // 1: redoubt.v1.ApplyWorkloadResponse
@@ -3384,111 +3649,119 @@ var file_redoubt_v1_control_proto_goTypes = []any{
 	(*ListEventsResponse)(nil),      // 37: redoubt.v1.ListEventsResponse
 	(*WatchEventsRequest)(nil),      // 38: redoubt.v1.WatchEventsRequest
 	(*WatchEventsResponse)(nil),     // 39: redoubt.v1.WatchEventsResponse
-	(*LogsRequest)(nil),             // 40: redoubt.v1.LogsRequest
-	(*LogPosition)(nil),             // 41: redoubt.v1.LogPosition
-	(*LogsResponse)(nil),            // 42: redoubt.v1.LogsResponse
-	(*ExecRequest)(nil),             // 43: redoubt.v1.ExecRequest
-	(*ExecStart)(nil),               // 44: redoubt.v1.ExecStart
-	(*TerminalSize)(nil),            // 45: redoubt.v1.TerminalSize
-	(*ExecResponse)(nil),            // 46: redoubt.v1.ExecResponse
-	(*PortForwardRequest)(nil),      // 47: redoubt.v1.PortForwardRequest
-	(*PortForwardStart)(nil),        // 48: redoubt.v1.PortForwardStart
-	(*PortForwardResponse)(nil),     // 49: redoubt.v1.PortForwardResponse
-	(*Workload)(nil),                // 50: redoubt.v1.Workload
-	(*StoredWorkload)(nil),          // 51: redoubt.v1.StoredWorkload
-	(*Explanation)(nil),             // 52: redoubt.v1.Explanation
-	(*Node)(nil),                    // 53: redoubt.v1.Node
-	(*Instance)(nil),                // 54: redoubt.v1.Instance
-	(*Site)(nil),                    // 55: redoubt.v1.Site
-	(*durationpb.Duration)(nil),     // 56: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),   // 57: google.protobuf.Timestamp
-	(*Server)(nil),                  // 58: redoubt.v1.Server
-	(*Event)(nil),                   // 59: redoubt.v1.Event
-	(*EnvVar)(nil),                  // 60: redoubt.v1.EnvVar
+	(*GetEgressRequest)(nil),        // 40: redoubt.v1.GetEgressRequest
+	(*GetEgressResponse)(nil),       // 41: redoubt.v1.GetEgressResponse
+	(*InstanceEgress)(nil),          // 42: redoubt.v1.InstanceEgress
+	(*EgressCount)(nil),             // 43: redoubt.v1.EgressCount
+	(*LogsRequest)(nil),             // 44: redoubt.v1.LogsRequest
+	(*LogPosition)(nil),             // 45: redoubt.v1.LogPosition
+	(*LogsResponse)(nil),            // 46: redoubt.v1.LogsResponse
+	(*ExecRequest)(nil),             // 47: redoubt.v1.ExecRequest
+	(*ExecStart)(nil),               // 48: redoubt.v1.ExecStart
+	(*TerminalSize)(nil),            // 49: redoubt.v1.TerminalSize
+	(*ExecResponse)(nil),            // 50: redoubt.v1.ExecResponse
+	(*PortForwardRequest)(nil),      // 51: redoubt.v1.PortForwardRequest
+	(*PortForwardStart)(nil),        // 52: redoubt.v1.PortForwardStart
+	(*PortForwardResponse)(nil),     // 53: redoubt.v1.PortForwardResponse
+	(*Workload)(nil),                // 54: redoubt.v1.Workload
+	(*StoredWorkload)(nil),          // 55: redoubt.v1.StoredWorkload
+	(*Explanation)(nil),             // 56: redoubt.v1.Explanation
+	(*Node)(nil),                    // 57: redoubt.v1.Node
+	(*Instance)(nil),                // 58: redoubt.v1.Instance
+	(*Site)(nil),                    // 59: redoubt.v1.Site
+	(*durationpb.Duration)(nil),     // 60: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),   // 61: google.protobuf.Timestamp
+	(*Server)(nil),                  // 62: redoubt.v1.Server
+	(*Event)(nil),                   // 63: redoubt.v1.Event
+	(*EnvVar)(nil),                  // 64: redoubt.v1.EnvVar
 }
 var file_redoubt_v1_control_proto_depIdxs = []int32{
-	50, // 0: redoubt.v1.ApplyWorkloadRequest.workload:type_name -> redoubt.v1.Workload
-	51, // 1: redoubt.v1.ApplyWorkloadResponse.workload:type_name -> redoubt.v1.StoredWorkload
-	50, // 2: redoubt.v1.PlanWorkloadRequest.workload:type_name -> redoubt.v1.Workload
-	52, // 3: redoubt.v1.PlanWorkloadResponse.explanation:type_name -> redoubt.v1.Explanation
-	51, // 4: redoubt.v1.GetWorkloadResponse.workload:type_name -> redoubt.v1.StoredWorkload
-	51, // 5: redoubt.v1.ListWorkloadsResponse.workloads:type_name -> redoubt.v1.StoredWorkload
-	51, // 6: redoubt.v1.StopWorkloadResponse.workload:type_name -> redoubt.v1.StoredWorkload
-	52, // 7: redoubt.v1.ExplainWorkloadResponse.explanation:type_name -> redoubt.v1.Explanation
-	51, // 8: redoubt.v1.ExplainWorkloadResponse.workload:type_name -> redoubt.v1.StoredWorkload
-	53, // 9: redoubt.v1.ListNodesResponse.nodes:type_name -> redoubt.v1.Node
-	53, // 10: redoubt.v1.GetNodeResponse.node:type_name -> redoubt.v1.Node
-	54, // 11: redoubt.v1.GetNodeResponse.instances:type_name -> redoubt.v1.Instance
-	55, // 12: redoubt.v1.ListSitesResponse.sites:type_name -> redoubt.v1.Site
-	56, // 13: redoubt.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
-	57, // 14: redoubt.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
-	58, // 15: redoubt.v1.ListServersResponse.servers:type_name -> redoubt.v1.Server
+	54, // 0: redoubt.v1.ApplyWorkloadRequest.workload:type_name -> redoubt.v1.Workload
+	55, // 1: redoubt.v1.ApplyWorkloadResponse.workload:type_name -> redoubt.v1.StoredWorkload
+	54, // 2: redoubt.v1.PlanWorkloadRequest.workload:type_name -> redoubt.v1.Workload
+	56, // 3: redoubt.v1.PlanWorkloadResponse.explanation:type_name -> redoubt.v1.Explanation
+	55, // 4: redoubt.v1.GetWorkloadResponse.workload:type_name -> redoubt.v1.StoredWorkload
+	55, // 5: redoubt.v1.ListWorkloadsResponse.workloads:type_name -> redoubt.v1.StoredWorkload
+	55, // 6: redoubt.v1.StopWorkloadResponse.workload:type_name -> redoubt.v1.StoredWorkload
+	56, // 7: redoubt.v1.ExplainWorkloadResponse.explanation:type_name -> redoubt.v1.Explanation
+	55, // 8: redoubt.v1.ExplainWorkloadResponse.workload:type_name -> redoubt.v1.StoredWorkload
+	57, // 9: redoubt.v1.ListNodesResponse.nodes:type_name -> redoubt.v1.Node
+	57, // 10: redoubt.v1.GetNodeResponse.node:type_name -> redoubt.v1.Node
+	58, // 11: redoubt.v1.GetNodeResponse.instances:type_name -> redoubt.v1.Instance
+	59, // 12: redoubt.v1.ListSitesResponse.sites:type_name -> redoubt.v1.Site
+	60, // 13: redoubt.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
+	61, // 14: redoubt.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
+	62, // 15: redoubt.v1.ListServersResponse.servers:type_name -> redoubt.v1.Server
 	30, // 16: redoubt.v1.SaveSnapshotResponse.description:type_name -> redoubt.v1.SnapshotDescription
-	57, // 17: redoubt.v1.SnapshotDescription.created:type_name -> google.protobuf.Timestamp
-	57, // 18: redoubt.v1.EventFilter.since:type_name -> google.protobuf.Timestamp
+	61, // 17: redoubt.v1.SnapshotDescription.created:type_name -> google.protobuf.Timestamp
+	61, // 18: redoubt.v1.EventFilter.since:type_name -> google.protobuf.Timestamp
 	35, // 19: redoubt.v1.ListEventsRequest.filter:type_name -> redoubt.v1.EventFilter
-	59, // 20: redoubt.v1.ListEventsResponse.events:type_name -> redoubt.v1.Event
+	63, // 20: redoubt.v1.ListEventsResponse.events:type_name -> redoubt.v1.Event
 	35, // 21: redoubt.v1.WatchEventsRequest.filter:type_name -> redoubt.v1.EventFilter
-	59, // 22: redoubt.v1.WatchEventsResponse.events:type_name -> redoubt.v1.Event
-	57, // 23: redoubt.v1.LogsRequest.since:type_name -> google.protobuf.Timestamp
-	56, // 24: redoubt.v1.LogsRequest.since_ago:type_name -> google.protobuf.Duration
-	41, // 25: redoubt.v1.LogsRequest.resume:type_name -> redoubt.v1.LogPosition
-	41, // 26: redoubt.v1.LogsResponse.position:type_name -> redoubt.v1.LogPosition
-	57, // 27: redoubt.v1.LogsResponse.time:type_name -> google.protobuf.Timestamp
-	44, // 28: redoubt.v1.ExecRequest.start:type_name -> redoubt.v1.ExecStart
-	45, // 29: redoubt.v1.ExecRequest.resize:type_name -> redoubt.v1.TerminalSize
-	45, // 30: redoubt.v1.ExecStart.size:type_name -> redoubt.v1.TerminalSize
-	60, // 31: redoubt.v1.ExecStart.env:type_name -> redoubt.v1.EnvVar
-	48, // 32: redoubt.v1.PortForwardRequest.start:type_name -> redoubt.v1.PortForwardStart
-	0,  // 33: redoubt.v1.FleetService.ApplyWorkload:input_type -> redoubt.v1.ApplyWorkloadRequest
-	2,  // 34: redoubt.v1.FleetService.PlanWorkload:input_type -> redoubt.v1.PlanWorkloadRequest
-	4,  // 35: redoubt.v1.FleetService.GetWorkload:input_type -> redoubt.v1.GetWorkloadRequest
-	6,  // 36: redoubt.v1.FleetService.ListWorkloads:input_type -> redoubt.v1.ListWorkloadsRequest
-	8,  // 37: redoubt.v1.FleetService.StopWorkload:input_type -> redoubt.v1.StopWorkloadRequest
-	10, // 38: redoubt.v1.FleetService.ExplainWorkload:input_type -> redoubt.v1.ExplainWorkloadRequest
-	12, // 39: redoubt.v1.FleetService.ListNodes:input_type -> redoubt.v1.ListNodesRequest
-	14, // 40: redoubt.v1.FleetService.GetNode:input_type -> redoubt.v1.GetNodeRequest
-	16, // 41: redoubt.v1.FleetService.ListSites:input_type -> redoubt.v1.ListSitesRequest
-	18, // 42: redoubt.v1.FleetService.CreateJoinToken:input_type -> redoubt.v1.CreateJoinTokenRequest
-	20, // 43: redoubt.v1.FleetService.ListServers:input_type -> redoubt.v1.ListServersRequest
-	22, // 44: redoubt.v1.FleetService.RemoveServer:input_type -> redoubt.v1.RemoveServerRequest
-	24, // 45: redoubt.v1.FleetService.GetServerInfo:input_type -> redoubt.v1.GetServerInfoRequest
-	28, // 46: redoubt.v1.FleetService.SaveSnapshot:input_type -> redoubt.v1.SaveSnapshotRequest
-	26, // 47: redoubt.v1.FleetService.CollectDebug:input_type -> redoubt.v1.CollectDebugRequest
-	31, // 48: redoubt.v1.FleetService.RenewIdentity:input_type -> redoubt.v1.RenewIdentityRequest
-	33, // 49: redoubt.v1.FleetService.Watch:input_type -> redoubt.v1.WatchRequest
-	36, // 50: redoubt.v1.FleetService.ListEvents:input_type -> redoubt.v1.ListEventsRequest
-	38, // 51: redoubt.v1.FleetService.WatchEvents:input_type -> redoubt.v1.WatchEventsRequest
-	40, // 52: redoubt.v1.FleetService.Logs:input_type -> redoubt.v1.LogsRequest
-	43, // 53: redoubt.v1.FleetService.Exec:input_type -> redoubt.v1.ExecRequest
-	47, // 54: redoubt.v1.FleetService.PortForward:input_type -> redoubt.v1.PortForwardRequest
-	1,  // 55: redoubt.v1.FleetService.ApplyWorkload:output_type -> redoubt.v1.ApplyWorkloadResponse
-	3,  // 56: redoubt.v1.FleetService.PlanWorkload:output_type -> redoubt.v1.PlanWorkloadResponse
-	5,  // 57: redoubt.v1.FleetService.GetWorkload:output_type -> redoubt.v1.GetWorkloadResponse
-	7,  // 58: redoubt.v1.FleetService.ListWorkloads:output_type -> redoubt.v1.ListWorkloadsResponse
-	9,  // 59: redoubt.v1.FleetService.StopWorkload:output_type -> redoubt.v1.StopWorkloadResponse
-	11, // 60: redoubt.v1.FleetService.ExplainWorkload:output_type -> redoubt.v1.ExplainWorkloadResponse
-	13, // 61: redoubt.v1.FleetService.ListNodes:output_type -> redoubt.v1.ListNodesResponse
-	15, // 62: redoubt.v1.FleetService.GetNode:output_type -> redoubt.v1.GetNodeResponse
-	17, // 63: redoubt.v1.FleetService.ListSites:output_type -> redoubt.v1.ListSitesResponse
-	19, // 64: redoubt.v1.FleetService.CreateJoinToken:output_type -> redoubt.v1.CreateJoinTokenResponse
-	21, // 65: redoubt.v1.FleetService.ListServers:output_type -> redoubt.v1.ListServersResponse
-	23, // 66: redoubt.v1.FleetService.RemoveServer:output_type -> redoubt.v1.RemoveServerResponse
-	25, // 67: redoubt.v1.FleetService.GetServerInfo:output_type -> redoubt.v1.GetServerInfoResponse
-	29, // 68: redoubt.v1.FleetService.SaveSnapshot:output_type -> redoubt.v1.SaveSnapshotResponse
-	27, // 69: redoubt.v1.FleetService.CollectDebug:output_type -> redoubt.v1.CollectDebugResponse
-	32, // 70: redoubt.v1.FleetService.RenewIdentity:output_type -> redoubt.v1.RenewIdentityResponse
-	34, // 71: redoubt.v1.FleetService.Watch:output_type -> redoubt.v1.WatchResponse
-	37, // 72: redoubt.v1.FleetService.ListEvents:output_type -> redoubt.v1.ListEventsResponse
-	39, // 73: redoubt.v1.FleetService.WatchEvents:output_type -> redoubt.v1.WatchEventsResponse
-	42, // 74: redoubt.v1.FleetService.Logs:output_type -> redoubt.v1.LogsResponse
-	46, // 75: redoubt.v1.FleetService.Exec:output_type -> redoubt.v1.ExecResponse
-	49, // 76: redoubt.v1.FleetService.PortForward:output_type -> redoubt.v1.PortForwardResponse
-	55, // [55:77] is the sub-list for method output_type
-	33, // [33:55] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	63, // 22: redoubt.v1.WatchEventsResponse.events:type_name -> redoubt.v1.Event
+	42, // 23: redoubt.v1.GetEgressResponse.instances:type_name -> redoubt.v1.InstanceEgress
+	43, // 24: redoubt.v1.InstanceEgress.rules:type_name -> redoubt.v1.EgressCount
+	61, // 25: redoubt.v1.LogsRequest.since:type_name -> google.protobuf.Timestamp
+	60, // 26: redoubt.v1.LogsRequest.since_ago:type_name -> google.protobuf.Duration
+	45, // 27: redoubt.v1.LogsRequest.resume:type_name -> redoubt.v1.LogPosition
+	45, // 28: redoubt.v1.LogsResponse.position:type_name -> redoubt.v1.LogPosition
+	61, // 29: redoubt.v1.LogsResponse.time:type_name -> google.protobuf.Timestamp
+	48, // 30: redoubt.v1.ExecRequest.start:type_name -> redoubt.v1.ExecStart
+	49, // 31: redoubt.v1.ExecRequest.resize:type_name -> redoubt.v1.TerminalSize
+	49, // 32: redoubt.v1.ExecStart.size:type_name -> redoubt.v1.TerminalSize
+	64, // 33: redoubt.v1.ExecStart.env:type_name -> redoubt.v1.EnvVar
+	52, // 34: redoubt.v1.PortForwardRequest.start:type_name -> redoubt.v1.PortForwardStart
+	0,  // 35: redoubt.v1.FleetService.ApplyWorkload:input_type -> redoubt.v1.ApplyWorkloadRequest
+	2,  // 36: redoubt.v1.FleetService.PlanWorkload:input_type -> redoubt.v1.PlanWorkloadRequest
+	4,  // 37: redoubt.v1.FleetService.GetWorkload:input_type -> redoubt.v1.GetWorkloadRequest
+	6,  // 38: redoubt.v1.FleetService.ListWorkloads:input_type -> redoubt.v1.ListWorkloadsRequest
+	8,  // 39: redoubt.v1.FleetService.StopWorkload:input_type -> redoubt.v1.StopWorkloadRequest
+	10, // 40: redoubt.v1.FleetService.ExplainWorkload:input_type -> redoubt.v1.ExplainWorkloadRequest
+	12, // 41: redoubt.v1.FleetService.ListNodes:input_type -> redoubt.v1.ListNodesRequest
+	14, // 42: redoubt.v1.FleetService.GetNode:input_type -> redoubt.v1.GetNodeRequest
+	16, // 43: redoubt.v1.FleetService.ListSites:input_type -> redoubt.v1.ListSitesRequest
+	18, // 44: redoubt.v1.FleetService.CreateJoinToken:input_type -> redoubt.v1.CreateJoinTokenRequest
+	20, // 45: redoubt.v1.FleetService.ListServers:input_type -> redoubt.v1.ListServersRequest
+	22, // 46: redoubt.v1.FleetService.RemoveServer:input_type -> redoubt.v1.RemoveServerRequest
+	24, // 47: redoubt.v1.FleetService.GetServerInfo:input_type -> redoubt.v1.GetServerInfoRequest
+	28, // 48: redoubt.v1.FleetService.SaveSnapshot:input_type -> redoubt.v1.SaveSnapshotRequest
+	26, // 49: redoubt.v1.FleetService.CollectDebug:input_type -> redoubt.v1.CollectDebugRequest
+	31, // 50: redoubt.v1.FleetService.RenewIdentity:input_type -> redoubt.v1.RenewIdentityRequest
+	33, // 51: redoubt.v1.FleetService.Watch:input_type -> redoubt.v1.WatchRequest
+	36, // 52: redoubt.v1.FleetService.ListEvents:input_type -> redoubt.v1.ListEventsRequest
+	38, // 53: redoubt.v1.FleetService.WatchEvents:input_type -> redoubt.v1.WatchEventsRequest
+	40, // 54: redoubt.v1.FleetService.GetEgress:input_type -> redoubt.v1.GetEgressRequest
+	44, // 55: redoubt.v1.FleetService.Logs:input_type -> redoubt.v1.LogsRequest
+	47, // 56: redoubt.v1.FleetService.Exec:input_type -> redoubt.v1.ExecRequest
+	51, // 57: redoubt.v1.FleetService.PortForward:input_type -> redoubt.v1.PortForwardRequest
+	1,  // 58: redoubt.v1.FleetService.ApplyWorkload:output_type -> redoubt.v1.ApplyWorkloadResponse
+	3,  // 59: redoubt.v1.FleetService.PlanWorkload:output_type -> redoubt.v1.PlanWorkloadResponse
+	5,  // 60: redoubt.v1.FleetService.GetWorkload:output_type -> redoubt.v1.GetWorkloadResponse
+	7,  // 61: redoubt.v1.FleetService.ListWorkloads:output_type -> redoubt.v1.ListWorkloadsResponse
+	9,  // 62: redoubt.v1.FleetService.StopWorkload:output_type -> redoubt.v1.StopWorkloadResponse
+	11, // 63: redoubt.v1.FleetService.ExplainWorkload:output_type -> redoubt.v1.ExplainWorkloadResponse
+	13, // 64: redoubt.v1.FleetService.ListNodes:output_type -> redoubt.v1.ListNodesResponse
+	15, // 65: redoubt.v1.FleetService.GetNode:output_type -> redoubt.v1.GetNodeResponse
+	17, // 66: redoubt.v1.FleetService.ListSites:output_type -> redoubt.v1.ListSitesResponse
+	19, // 67: redoubt.v1.FleetService.CreateJoinToken:output_type -> redoubt.v1.CreateJoinTokenResponse
+	21, // 68: redoubt.v1.FleetService.ListServers:output_type -> redoubt.v1.ListServersResponse
+	23, // 69: redoubt.v1.FleetService.RemoveServer:output_type -> redoubt.v1.RemoveServerResponse
+	25, // 70: redoubt.v1.FleetService.GetServerInfo:output_type -> redoubt.v1.GetServerInfoResponse
+	29, // 71: redoubt.v1.FleetService.SaveSnapshot:output_type -> redoubt.v1.SaveSnapshotResponse
+	27, // 72: redoubt.v1.FleetService.CollectDebug:output_type -> redoubt.v1.CollectDebugResponse
+	32, // 73: redoubt.v1.FleetService.RenewIdentity:output_type -> redoubt.v1.RenewIdentityResponse
+	34, // 74: redoubt.v1.FleetService.Watch:output_type -> redoubt.v1.WatchResponse
+	37, // 75: redoubt.v1.FleetService.ListEvents:output_type -> redoubt.v1.ListEventsResponse
+	39, // 76: redoubt.v1.FleetService.WatchEvents:output_type -> redoubt.v1.WatchEventsResponse
+	41, // 77: redoubt.v1.FleetService.GetEgress:output_type -> redoubt.v1.GetEgressResponse
+	46, // 78: redoubt.v1.FleetService.Logs:output_type -> redoubt.v1.LogsResponse
+	50, // 79: redoubt.v1.FleetService.Exec:output_type -> redoubt.v1.ExecResponse
+	53, // 80: redoubt.v1.FleetService.PortForward:output_type -> redoubt.v1.PortForwardResponse
+	58, // [58:81] is the sub-list for method output_type
+	35, // [35:58] is the sub-list for method input_type
+	35, // [35:35] is the sub-list for extension type_name
+	35, // [35:35] is the sub-list for extension extendee
+	0,  // [0:35] is the sub-list for field type_name
 }
 
 func init() { file_redoubt_v1_control_proto_init() }
@@ -3505,25 +3778,25 @@ func file_redoubt_v1_control_proto_init() {
 		(*SaveSnapshotResponse_Description)(nil),
 		(*SaveSnapshotResponse_Data)(nil),
 	}
-	file_redoubt_v1_control_proto_msgTypes[43].OneofWrappers = []any{
+	file_redoubt_v1_control_proto_msgTypes[47].OneofWrappers = []any{
 		(*ExecRequest_Start)(nil),
 		(*ExecRequest_Stdin)(nil),
 		(*ExecRequest_CloseStdin)(nil),
 		(*ExecRequest_Resize)(nil),
 		(*ExecRequest_Signal)(nil),
 	}
-	file_redoubt_v1_control_proto_msgTypes[46].OneofWrappers = []any{
+	file_redoubt_v1_control_proto_msgTypes[50].OneofWrappers = []any{
 		(*ExecResponse_Stdout)(nil),
 		(*ExecResponse_Stderr)(nil),
 		(*ExecResponse_ExitCode)(nil),
 		(*ExecResponse_Started)(nil),
 	}
-	file_redoubt_v1_control_proto_msgTypes[47].OneofWrappers = []any{
+	file_redoubt_v1_control_proto_msgTypes[51].OneofWrappers = []any{
 		(*PortForwardRequest_Start)(nil),
 		(*PortForwardRequest_Data)(nil),
 		(*PortForwardRequest_Close)(nil),
 	}
-	file_redoubt_v1_control_proto_msgTypes[49].OneofWrappers = []any{
+	file_redoubt_v1_control_proto_msgTypes[53].OneofWrappers = []any{
 		(*PortForwardResponse_Connected)(nil),
 		(*PortForwardResponse_Data)(nil),
 		(*PortForwardResponse_Close)(nil),
@@ -3534,7 +3807,7 @@ func file_redoubt_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_redoubt_v1_control_proto_rawDesc), len(file_redoubt_v1_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   50,
+			NumMessages:   54,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

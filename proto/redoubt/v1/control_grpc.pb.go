@@ -38,6 +38,7 @@ const (
 	FleetService_Watch_FullMethodName           = "/redoubt.v1.FleetService/Watch"
 	FleetService_ListEvents_FullMethodName      = "/redoubt.v1.FleetService/ListEvents"
 	FleetService_WatchEvents_FullMethodName     = "/redoubt.v1.FleetService/WatchEvents"
+	FleetService_GetEgress_FullMethodName       = "/redoubt.v1.FleetService/GetEgress"
 	FleetService_Logs_FullMethodName            = "/redoubt.v1.FleetService/Logs"
 	FleetService_Exec_FullMethodName            = "/redoubt.v1.FleetService/Exec"
 	FleetService_PortForward_FullMethodName     = "/redoubt.v1.FleetService/PortForward"
@@ -81,6 +82,9 @@ type FleetServiceClient interface {
 	// WatchEvents goes on from a sequence. It holds nothing back for a reader that
 	// is slow, and tells it of a gap.
 	WatchEvents(ctx context.Context, in *WatchEventsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchEventsResponse], error)
+	// GetEgress asks the nodes of a workload's instances, or of one, what their
+	// egress rules have let through and refused. Nothing of it is stored.
+	GetEgress(ctx context.Context, in *GetEgressRequest, opts ...grpc.CallOption) (*GetEgressResponse, error)
 	Logs(ctx context.Context, in *LogsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[LogsResponse], error)
 	Exec(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ExecRequest, ExecResponse], error)
 	// PortForward carries one TCP connection to a port of an instance.
@@ -321,6 +325,16 @@ func (c *fleetServiceClient) WatchEvents(ctx context.Context, in *WatchEventsReq
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type FleetService_WatchEventsClient = grpc.ServerStreamingClient[WatchEventsResponse]
 
+func (c *fleetServiceClient) GetEgress(ctx context.Context, in *GetEgressRequest, opts ...grpc.CallOption) (*GetEgressResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetEgressResponse)
+	err := c.cc.Invoke(ctx, FleetService_GetEgress_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *fleetServiceClient) Logs(ctx context.Context, in *LogsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[LogsResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &FleetService_ServiceDesc.Streams[4], FleetService_Logs_FullMethodName, cOpts...)
@@ -404,6 +418,9 @@ type FleetServiceServer interface {
 	// WatchEvents goes on from a sequence. It holds nothing back for a reader that
 	// is slow, and tells it of a gap.
 	WatchEvents(*WatchEventsRequest, grpc.ServerStreamingServer[WatchEventsResponse]) error
+	// GetEgress asks the nodes of a workload's instances, or of one, what their
+	// egress rules have let through and refused. Nothing of it is stored.
+	GetEgress(context.Context, *GetEgressRequest) (*GetEgressResponse, error)
 	Logs(*LogsRequest, grpc.ServerStreamingServer[LogsResponse]) error
 	Exec(grpc.BidiStreamingServer[ExecRequest, ExecResponse]) error
 	// PortForward carries one TCP connection to a port of an instance.
@@ -474,6 +491,9 @@ func (UnimplementedFleetServiceServer) ListEvents(context.Context, *ListEventsRe
 }
 func (UnimplementedFleetServiceServer) WatchEvents(*WatchEventsRequest, grpc.ServerStreamingServer[WatchEventsResponse]) error {
 	return status.Error(codes.Unimplemented, "method WatchEvents not implemented")
+}
+func (UnimplementedFleetServiceServer) GetEgress(context.Context, *GetEgressRequest) (*GetEgressResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetEgress not implemented")
 }
 func (UnimplementedFleetServiceServer) Logs(*LogsRequest, grpc.ServerStreamingServer[LogsResponse]) error {
 	return status.Error(codes.Unimplemented, "method Logs not implemented")
@@ -819,6 +839,24 @@ func _FleetService_WatchEvents_Handler(srv interface{}, stream grpc.ServerStream
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type FleetService_WatchEventsServer = grpc.ServerStreamingServer[WatchEventsResponse]
 
+func _FleetService_GetEgress_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetEgressRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServiceServer).GetEgress(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FleetService_GetEgress_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServiceServer).GetEgress(ctx, req.(*GetEgressRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _FleetService_Logs_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(LogsRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -910,6 +948,10 @@ var FleetService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListEvents",
 			Handler:    _FleetService_ListEvents_Handler,
+		},
+		{
+			MethodName: "GetEgress",
+			Handler:    _FleetService_GetEgress_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -693,8 +693,11 @@ type Node struct {
 	GossipAddress string `protobuf:"bytes,16,opt,name=gossip_address,json=gossipAddress,proto3" json:"gossip_address,omitempty"`
 	BootId        string `protobuf:"bytes,17,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
 	// scores of report.findings, in the same order, by score_version's formula.
-	Scores        []float64 `protobuf:"fixed64,18,rep,packed,name=scores,proto3" json:"scores,omitempty"`
-	ScoreVersion  uint32    `protobuf:"varint,19,opt,name=score_version,json=scoreVersion,proto3" json:"score_version,omitempty"`
+	Scores       []float64 `protobuf:"fixed64,18,rep,packed,name=scores,proto3" json:"scores,omitempty"`
+	ScoreVersion uint32    `protobuf:"varint,19,opt,name=score_version,json=scoreVersion,proto3" json:"score_version,omitempty"`
+	// warnings say what keeps instances from what they are promised there, as the
+	// node last said, each with its remedy.
+	Warnings      []string `protobuf:"bytes,20,rep,name=warnings,proto3" json:"warnings,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -860,6 +863,13 @@ func (x *Node) GetScoreVersion() uint32 {
 		return x.ScoreVersion
 	}
 	return 0
+}
+
+func (x *Node) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
 }
 
 type Site struct {
@@ -1723,7 +1733,7 @@ const file_redoubt_v1_fleet_proto_rawDesc = "" +
 	"\x06kernel\x18\x0f \x01(\tR\x06kernel\x12\x1b\n" +
 	"\tnot_ready\x18\x10 \x01(\tR\bnotReady\x124\n" +
 	"\bback_off\x18\x11 \x01(\v2\x19.google.protobuf.DurationR\abackOff\x12\x19\n" +
-	"\blast_end\x18\x12 \x01(\tR\alastEnd\"\xc2\x05\n" +
+	"\blast_end\x18\x12 \x01(\tR\alastEnd\"\xde\x05\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04site\x18\x02 \x01(\tR\x04site\x12+\n" +
@@ -1744,7 +1754,8 @@ const file_redoubt_v1_fleet_proto_rawDesc = "" +
 	"\x0egossip_address\x18\x10 \x01(\tR\rgossipAddress\x12\x17\n" +
 	"\aboot_id\x18\x11 \x01(\tR\x06bootId\x12\x16\n" +
 	"\x06scores\x18\x12 \x03(\x01R\x06scores\x12#\n" +
-	"\rscore_version\x18\x13 \x01(\rR\fscoreVersion\"\xf1\x01\n" +
+	"\rscore_version\x18\x13 \x01(\rR\fscoreVersion\x12\x1a\n" +
+	"\bwarnings\x18\x14 \x03(\tR\bwarnings\"\xf1\x01\n" +
 	"\x04Site\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05nodes\x18\x02 \x01(\rR\x05nodes\x12\x14\n" +

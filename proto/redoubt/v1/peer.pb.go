@@ -161,7 +161,9 @@ type NodeObservation struct {
 	// with. Soft state: it never enters the log. Unset: not known.
 	SvidExpires *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=svid_expires,json=svidExpires,proto3" json:"svid_expires,omitempty"`
 	// disk_full as the node last said. Soft state.
-	DiskFull      bool `protobuf:"varint,14,opt,name=disk_full,json=diskFull,proto3" json:"disk_full,omitempty"`
+	DiskFull bool `protobuf:"varint,14,opt,name=disk_full,json=diskFull,proto3" json:"disk_full,omitempty"`
+	// warnings as the node last said. Soft state.
+	Warnings      []string `protobuf:"bytes,15,rep,name=warnings,proto3" json:"warnings,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -292,6 +294,13 @@ func (x *NodeObservation) GetDiskFull() bool {
 		return x.DiskFull
 	}
 	return false
+}
+
+func (x *NodeObservation) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
 }
 
 type ObserveRequest struct {
@@ -790,7 +799,7 @@ const file_redoubt_v1_peer_proto_rawDesc = "" +
 	"\arequest\x18\x03 \x01(\fR\arequest\"E\n" +
 	"\x0fForwardResponse\x12\x1a\n" +
 	"\bresponse\x18\x01 \x01(\fR\bresponse\x12\x16\n" +
-	"\x06status\x18\x02 \x01(\fR\x06status\"\xdc\x04\n" +
+	"\x06status\x18\x02 \x01(\fR\x06status\"\xf8\x04\n" +
 	"\x0fNodeObservation\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x121\n" +
 	"\x06silent\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x06silent\x12\x1c\n" +
@@ -808,7 +817,8 @@ const file_redoubt_v1_peer_proto_rawDesc = "" +
 	"\vsession_age\x18\f \x01(\v2\x19.google.protobuf.DurationR\n" +
 	"sessionAge\x12=\n" +
 	"\fsvid_expires\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\vsvidExpires\x12\x1b\n" +
-	"\tdisk_full\x18\x0e \x01(\bR\bdiskFull\"\x80\x01\n" +
+	"\tdisk_full\x18\x0e \x01(\bR\bdiskFull\x12\x1a\n" +
+	"\bwarnings\x18\x0f \x03(\tR\bwarnings\"\x80\x01\n" +
 	"\x0eObserveRequest\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\tR\x06server\x121\n" +
 	"\x05nodes\x18\x02 \x03(\v2\x1b.redoubt.v1.NodeObservationR\x05nodes\x12#\n" +
