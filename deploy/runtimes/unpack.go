@@ -109,6 +109,7 @@ func (b Bundle) write(ctx context.Context, dir string, parts []Part, need int64)
 		return fmt.Errorf("unpack runtimes: %w", err)
 	}
 	defer os.RemoveAll(temp)
+	defer release()
 	for _, p := range parts {
 		if err := b.writePart(ctx, temp, p); err != nil {
 			if noSpace(err) {
