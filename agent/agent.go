@@ -23,6 +23,7 @@ import (
 	"redoubt.dev/redoubt/isolation"
 	"redoubt.dev/redoubt/isolation/gossip"
 	redoubtv1 "redoubt.dev/redoubt/proto/redoubt/v1"
+	"redoubt.dev/redoubt/proto/tracing"
 )
 
 // FeatureLevel of this agent, told to servers.
@@ -84,6 +85,8 @@ type Deps struct {
 	GossipTransport gossip.Transport
 	// Metrics is filled by the agent; nil: its own, which nobody reads.
 	Metrics *Metrics
+	// Traces, if set, makes this agent's spans.
+	Traces tracing.Provider
 	// BootClock and BootID replace the kernel's, for simulations.
 	BootClock func() time.Duration
 	BootID    string
@@ -102,6 +105,7 @@ type Agent struct {
 	pool     *gossip.Pool
 	renewer  *renewer
 	bulk     *bulk
+	trace    *placements
 	hints    chan *redoubtv1.Hint
 	// statusChanged, reportChanged and tryNow wake the session.
 	statusChanged, reportChanged, tryNow chan struct{}
@@ -140,6 +144,7 @@ func New(cfg Config, deps Deps) (*Agent, error) {
 	if a.deps.Metrics == nil {
 		a.deps.Metrics = NewMetrics()
 	}
+	a.trace = newPlacements(tracing.New(deps.Traces, tracing.KeyNode, cfg.Node, tracing.KeySite, cfg.Site))
 	if err := a.compose(); err != nil {
 		st.Close()
 		return nil, err
@@ -165,7 +170,7 @@ func (a *Agent) compose() error {
 	}
 	a.session = session.New(a.sessionConfig(), session.Deps{
 		Dial: dialer(deps.Identity, deps.Dial), Node: &link{a}, Bulk: a.bulk, MoveAt: moveAt,
-		StatusChanged: a.statusChanged, ReportChanged: a.reportChanged, Hints: a.hints, TryNow: a.tryNow, Log: deps.Log,
+		StatusChanged: a.statusChanged, ReportChanged: a.reportChanged, Hints: a.hints, TryNow: a.tryNow, Acknowledged: a.trace.acknowledged, Log: deps.Log,
 	})
 	a.health = newHealth(deps.Host, deps.Log)
 	a.loop = reconcile.NewLoop(reconcile.Deps{
@@ -181,8 +186,10 @@ func (a *Agent) compose() error {
 				deps.Log.Warn("cannot remove a log", "uid", uid, "err", err)
 			}
 		},
-		AllowHostPaths: cfg.AllowHostPaths, Log: deps.Log,
+		Recorded: a.recorded, AllowHostPaths: cfg.AllowHostPaths, Tracer: a.trace.tracer, Log: deps.Log,
 	}, cfg.Limits)
+	a.assignments() // so that what was assigned before is known to trace
+	a.trace.resume(a.store.Facts(), time.Now())
 	if out, ok := deps.Identity.(writable); ok {
 		a.renewer = &renewer{node: cfg.Node, src: deps.Identity, out: out, store: a.store, servers: a.servers,
 			dial: dialer(deps.Identity, deps.Dial), raw: deps.Dial, renewed: func() { poke(a.tryNow) }, log: deps.Log}
@@ -418,7 +425,16 @@ func (a *Agent) assignments() []reconcile.Assignment {
 		out = append(out, converted[uid])
 	}
 	a.converted, a.source = converted, source
+	a.trace.keep(converted)
 	return out
+}
+
+// recorded takes note of what is durable now of an instance.
+func (a *Agent) recorded(before, now store.Facts) {
+	if now.Restarts > before.Restarts {
+		a.deps.Metrics.restarts.Add(float64(now.Restarts - before.Restarts))
+	}
+	a.trace.recorded(before, now, time.Now())
 }
 
 func (a *Agent) measure(ctx context.Context, c driver.Container) (reconcile.Measurement, error) {

@@ -10,6 +10,7 @@ import (
 	"redoubt.dev/redoubt/agent/store"
 	"redoubt.dev/redoubt/isolation"
 	redoubtv1 "redoubt.dev/redoubt/proto/redoubt/v1"
+	"redoubt.dev/redoubt/proto/tracing"
 )
 
 // Plain values inside, messages on the wire: this file and spec.go are where
@@ -129,6 +130,7 @@ func assignment(p *redoubtv1.Assignment) reconcile.Assignment {
 		Fence:   store.Fence{Index: p.GetFence().GetIndex(), Epoch: p.GetFence().GetSiteEpoch()},
 		Runtime: isolation.Name(p.GetRuntime()), Variant: p.GetVariant(),
 		Class: classes[p.GetClass()], Floor: classes[p.GetFloor()], Stop: p.GetStop(),
+		Trace: tracing.Parse(p.GetTrace()),
 	}
 	if err := readSpec(&a, p.GetSpec()); err != nil {
 		a.Invalid = "this agent cannot run the workload: " + err.Error()

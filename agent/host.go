@@ -43,7 +43,9 @@ type HostConfig struct {
 	Registries string
 	Images     ImageLimits
 	Subnet     netip.Prefix // zero: a free one
-	Log        *slog.Logger
+	// Metrics, if set, takes what canaries find.
+	Metrics *Metrics
+	Log     *slog.Logger
 }
 
 // RealHost is the real thing: containerd, the node's network, canaries.
@@ -98,6 +100,9 @@ func OpenHost(ctx context.Context, cfg HostConfig) (_ *RealHost, err error) {
 	}
 	h := &RealHost{cfg: cfg, claim: held, daemon: daemon, driver: drv, network: net}
 	h.runner = canary.NewRunner(canary.OnDriver(drv, filepath.Join(cfg.DataDir, "canary")), cfg.Log)
+	if cfg.Metrics != nil {
+		h.runner.Meter(cfg.Metrics.Canary)
+	}
 	return h, nil
 }
 

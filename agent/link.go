@@ -55,7 +55,9 @@ func (l *link) Assign(a *redoubtv1.Assignments) error {
 	default:
 		return fmt.Errorf("assignments of kind %d are not known to this version", a.GetKind())
 	}
+	stored := l.trace.storing(a.GetUpdated())
 	err := l.store.SaveAssignments(u)
+	stored(err)
 	if errors.Is(err, store.ErrGap) {
 		return fmt.Errorf("%w: %w", session.ErrGap, err)
 	}

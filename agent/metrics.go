@@ -4,18 +4,23 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"redoubt.dev/redoubt/agent/driver"
 	"redoubt.dev/redoubt/agent/store"
+	"redoubt.dev/redoubt/isolation"
 )
 
 // Metrics are an agent's figures. docs/metrics.md lists them all. No label is a
 // name that a caller chooses.
 type Metrics struct {
-	starts *prometheus.HistogramVec
+	starts   *prometheus.HistogramVec
+	images   *prometheus.HistogramVec
+	canaries *prometheus.HistogramVec
+	restarts prometheus.Counter
 
 	a *Agent // set by New; nil: it has not been made yet
 }
@@ -40,21 +45,44 @@ var instancePhases = []store.Phase{store.Assigned, store.Starting, store.Running
 
 // NewMetrics makes the figures of one agent.
 func NewMetrics() *Metrics {
-	return &Metrics{starts: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-		Name: "redoubt_agent_start_seconds", Help: "How long a start of a container took its runtime, without the image.",
-		Buckets: prometheus.ExponentialBuckets(0.01, 2.5, 9),
-	}, []string{"runtime", "outcome"})}
+	histogram := func(name, help string, first, factor float64, labels ...string) *prometheus.HistogramVec {
+		return prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "redoubt_agent_" + name, Help: help, Buckets: prometheus.ExponentialBuckets(first, factor, 9),
+		}, labels)
+	}
+	return &Metrics{
+		starts:   histogram("start_seconds", "How long a start of a container took its runtime, without the image.", 0.01, 2.5, "runtime", "outcome"),
+		images:   histogram("image_seconds", "How long an image took to be startable.", 0.01, 5, "outcome"),
+		canaries: histogram("canary_seconds", "How long a canary took, by what it found.", 0.05, 2.5, "runtime", "outcome"),
+		restarts: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "redoubt_agent_restarts_total", Help: "Restarts in place of instances, since this agent started.",
+		}),
+	}
+}
+
+// Canary takes what a canary found, and how long it took.
+func (m *Metrics) Canary(runtime isolation.Name, outcome string, took time.Duration) {
+	m.canaries.WithLabelValues(string(runtime), outcome).Observe(took.Seconds())
+}
+
+// own are those that are counted as things happen.
+func (m *Metrics) own() []prometheus.Collector {
+	return []prometheus.Collector{m.starts, m.images, m.canaries, m.restarts}
 }
 
 func (m *Metrics) Describe(ch chan<- *prometheus.Desc) {
-	m.starts.Describe(ch)
+	for _, c := range m.own() {
+		c.Describe(ch)
+	}
 	for _, d := range []*prometheus.Desc{infoDesc, sessionDesc, instancesDesc, restartsDesc, runtimesDesc, svidDesc, diskDesc, logsDesc} {
 		ch <- d
 	}
 }
 
 func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
-	m.starts.Collect(ch)
+	for _, c := range m.own() {
+		c.Collect(ch)
+	}
 	a := m.a
 	if a == nil {
 		return
@@ -111,7 +139,7 @@ func folderSize(dir string) (sum int64) {
 	return sum
 }
 
-// meteredDriver measures starts.
+// meteredDriver measures starts and images.
 type meteredDriver struct {
 	driver.Driver
 	m *Metrics
@@ -126,4 +154,24 @@ func (d meteredDriver) Start(ctx context.Context, spec driver.Spec) (driver.Cont
 	}
 	d.m.starts.WithLabelValues(string(spec.Runtime), outcome).Observe(time.Since(begun).Seconds())
 	return c, err
+}
+
+func (d meteredDriver) EnsureImage(ctx context.Context, ref, policy string, progress driver.Progress) (string, error) {
+	begun := time.Now()
+	var fetched atomic.Bool
+	digest, err := d.Driver.EnsureImage(ctx, ref, policy, func(stage string, done, total int64) {
+		fetched.Store(true)
+		if progress != nil {
+			progress(stage, done, total)
+		}
+	})
+	outcome := "present"
+	switch {
+	case err != nil:
+		outcome = "failed"
+	case fetched.Load():
+		outcome = "fetched"
+	}
+	d.m.images.WithLabelValues(outcome).Observe(time.Since(begun).Seconds())
+	return digest, err
 }

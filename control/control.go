@@ -40,6 +40,7 @@ import (
 	"redoubt.dev/redoubt/identity"
 	"redoubt.dev/redoubt/identity/ca"
 	redoubtv1 "redoubt.dev/redoubt/proto/redoubt/v1"
+	"redoubt.dev/redoubt/proto/tracing"
 )
 
 // Default ports. They collide with none of Nomad, Consul, Docker Swarm, etcd,
@@ -127,6 +128,8 @@ type Config struct {
 	LogTail func() []byte
 	// Registry, if set, takes this server's metrics.
 	Registry prometheus.Registerer
+	// Traces, if set, makes this server's spans.
+	Traces tracing.Provider
 	// Ready, if set, is called once the server knows a leader.
 	Ready func()
 }
@@ -209,12 +212,14 @@ func Run(ctx context.Context, cfg Config) (err error) {
 			return errors.Join(err, node.Close(), listeners[0].Close(), listeners[2].Close())
 		}
 	}
+	tracer := tracing.New(cfg.Traces, tracing.KeyServer, set.ID)
 	lead := leader.New(node, store, cfg.Timing, log)
 	srv := server.New(server.Config{
 		ID: set.ID, Version: cfg.Version, AdvertiseAPI: set.APIAddress,
 		NodeTTL: cfg.NodeTTL, UserTTL: cfg.UserTTL, RenewWindow: cfg.RenewWindow, Timing: cfg.Timing,
-	}, td, server.Parts{Consensus: node, Store: store, Leader: lead, Authority: authority, Source: source, Metrics: metrics, LogTail: cfg.LogTail, Log: log})
-	lead.Meter(metrics.Planned)
+	}, td, server.Parts{Consensus: node, Store: store, Leader: lead, Authority: authority, Source: source, Metrics: metrics, LogTail: cfg.LogTail, Tracer: tracer, Log: log})
+	lead.Meter(metrics)
+	lead.Trace(tracer)
 	if cfg.Registry != nil {
 		if err := cfg.Registry.Register(metrics); err != nil {
 			return errors.Join(fmt.Errorf("register metrics: %w", err), node.Close(), listeners[0].Close(), listeners[2].Close())

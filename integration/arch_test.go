@@ -71,6 +71,7 @@ var rooms = []struct {
 	{"agent/driver/fake", []string{"agent/driver", "agent/image", "isolation"}},
 
 	{"deploy/runtimes", []string{"deploy/runtimes"}},
+	{"deploy/otlp", []string{"deploy/otlp", "proto/tracing"}},
 	{"deploy/systemd", []string{"deploy/systemd"}},
 	{"deploy/install", []string{"deploy/install", "deploy/systemd"}},
 	{"deploy/node", []string{"deploy/node", "deploy/runtimes", "agent", "isolation", "identity", "proto"}},
@@ -111,6 +112,8 @@ var only = map[string][]string{
 	"github.com/hashicorp/raft":           {"control/consensus", "control/state"}, // state implements raft.FSM
 	"github.com/hashicorp/memberlist":     {"isolation/gossip"},
 	"github.com/google/nftables":          {"agent/network"},
+	"go.opentelemetry.io/otel":            {"proto/tracing", "deploy/otlp"},
+	"go.opentelemetry.io/otel/sdk":        {"deploy/otlp"},
 }
 
 // TestLibrariesHaveOneRoom keeps each large library behind one package, so that

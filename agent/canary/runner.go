@@ -54,6 +54,7 @@ type Runner struct {
 	launcher Launcher
 	log      *slog.Logger
 	turn     chan struct{} // holds one token: the canary that may run
+	meter    func(runtime isolation.Name, outcome string, took time.Duration)
 
 	mu      sync.Mutex
 	proven  map[key]time.Duration // boot clock of the last success
@@ -68,6 +69,31 @@ type key struct {
 // NewRunner makes a runner. It starts nothing.
 func NewRunner(l Launcher, log *slog.Logger) *Runner {
 	return &Runner{launcher: l, log: log, turn: make(chan struct{}, 1), proven: map[key]time.Duration{}, kernels: map[key]string{}}
+}
+
+// What a canary found, for figures.
+const (
+	Proven   = "proven"   // what the runtime's class promises
+	Refuted  = "refuted"  // less than that
+	Silent   = "silent"   // nothing: it said nothing in time, or containerd was away
+	Unproven = "unproven" // nothing: it does not start or answer
+)
+
+// Meter has f told what each canary found. To be called before the first.
+func (r *Runner) Meter(f func(runtime isolation.Name, outcome string, took time.Duration)) {
+	r.meter = f
+}
+
+func outcomeOf(ok bool, err error) string {
+	switch {
+	case ok:
+		return Proven
+	case errors.Is(err, probe.ErrNoAnswer):
+		return Silent
+	case err != nil:
+		return Unproven
+	}
+	return Refuted
 }
 
 // Age is how long ago the runtime was last proven here, by the boot clock; ok
@@ -118,6 +144,9 @@ func (r *Runner) RunCanary(ctx context.Context, c probe.Candidate) (probe.Observ
 		delete(r.kernels, key{c.Runtime, c.Variant})
 	}
 	r.mu.Unlock()
+	if r.meter != nil {
+		r.meter(c.Runtime, outcomeOf(ok, err), time.Since(began))
+	}
 	level, outcome := slog.LevelInfo, "as promised"
 	if err != nil {
 		level, outcome = slog.LevelWarn, err.Error()

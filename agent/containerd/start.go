@@ -23,6 +23,7 @@ import (
 
 	"redoubt.dev/redoubt/agent/driver"
 	"redoubt.dev/redoubt/agent/image"
+	"redoubt.dev/redoubt/proto/tracing"
 )
 
 // shimName is the one shim that everything runs behind; see
@@ -156,6 +157,8 @@ func (d *Driver) create(ctx context.Context, s driver.Spec, r ociRuntime) (_ dri
 	if err != nil {
 		return none, false, err
 	}
+	span := tracing.SpanOf(ctx)
+	span.Event(tracing.EventRecorded)
 	recorded := time.Now()
 	t, err := c.NewTask(call, output)
 	if err != nil {
@@ -166,6 +169,7 @@ func (d *Driver) create(ctx context.Context, s driver.Spec, r ociRuntime) (_ dri
 	}
 	// The sandbox is up, the workload not yet in it.
 	sandboxed := time.Now()
+	span.Event(tracing.EventSandboxed)
 	proc, err := findProcess(int(t.Pid()))
 	if err != nil {
 		return none, false, fmt.Errorf("the process of the sandbox (pid %d) is gone: %w", t.Pid(), err)

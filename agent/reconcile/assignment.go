@@ -8,6 +8,7 @@ import (
 	"redoubt.dev/redoubt/agent/health"
 	"redoubt.dev/redoubt/agent/store"
 	"redoubt.dev/redoubt/isolation"
+	"redoubt.dev/redoubt/proto/tracing"
 )
 
 // Restart says when an ended instance starts again in place.
@@ -75,6 +76,8 @@ type Assignment struct {
 	// NetworkRules are empty with NoNetwork.
 	NetworkRules NetworkRules
 	Probes       health.Probes
+	// Trace is the context of its placement.
+	Trace tracing.Parent
 }
 
 // ContainerID is the container's id of the instance uid; the same for ever.

@@ -11,6 +11,7 @@ import (
 	"redoubt.dev/redoubt/agent/driver"
 	"redoubt.dev/redoubt/agent/health"
 	"redoubt.dev/redoubt/agent/store"
+	"redoubt.dev/redoubt/proto/tracing"
 )
 
 // Ledger is what is on disk; agent/store has it.
@@ -84,9 +85,14 @@ type Deps struct {
 	// with the same attempt where a start is repeated. May be nil.
 	LogStarts func(uid string, attempt uint64)
 	// LogGone is called when nothing is left of an instance.
-	LogGone        func(uid string)
+	LogGone func(uid string)
+	// Recorded is called when something new is durable of an instance, from
+	// several goroutines. May be nil.
+	Recorded       func(before, now store.Facts)
 	AllowHostPaths []string
-	Log            *slog.Logger
+	// Tracer makes the spans of starts; the zero one: none are made.
+	Tracer tracing.Tracer
+	Log    *slog.Logger
 }
 
 // Limits of time and number; zero fields take the default in brackets.

@@ -12,6 +12,7 @@ import (
 
 	"redoubt.dev/redoubt/agent/driver"
 	"redoubt.dev/redoubt/agent/store"
+	"redoubt.dev/redoubt/proto/tracing"
 )
 
 // do carries out one action. An error means that it is to be tried again.
@@ -60,7 +61,10 @@ func (l *Loop) stop(ctx context.Context, a Action) error {
 
 func (l *Loop) record(f store.Facts) error {
 	old := l.held(f.UID)
-	_, err := l.d.Ledger.PutFacts(f)
+	f, err := l.d.Ledger.PutFacts(f)
+	if err == nil && l.d.Recorded != nil {
+		l.d.Recorded(old, f)
+	}
 	if err == nil && old.Phase != f.Phase {
 		l.d.Log.Info("instance is "+string(f.Phase), "instance", f.Instance, "uid", f.UID, "runtime", f.Runtime, "pid", f.Pid, "why", f.Message)
 	}
@@ -107,7 +111,9 @@ func (l *Loop) start(ctx context.Context, a Action, as *Assignment) error {
 	if err != nil {
 		return err
 	}
+	ctx, span := l.traceStart(ctx, f, as)
 	f, err = l.bringUp(ctx, f, as)
+	endStep(span, err)
 	switch {
 	case err == nil:
 		return nil
@@ -158,10 +164,12 @@ func (l *Loop) bringUp(ctx context.Context, f store.Facts, as *Assignment) (stor
 		return f, ctx.Err()
 	}
 	attachCtx, cancel := context.WithTimeout(ctx, l.limits.Attach)
+	attachCtx, span := l.d.Tracer.Start(attachCtx, tracing.NetworkAttach, tracing.Start{})
 	at, err := l.d.Network.Attach(attachCtx, as.UID, NetworkSpec{
 		Hostname: as.Instance, Workload: as.Namespace + "/" + as.Workload, Ports: as.Ports, None: as.NoNetwork, Rules: as.NetworkRules,
 	})
 	cancel()
+	endStep(span, err)
 	if err != nil {
 		return f, fmt.Errorf("attach %s to the network: %w", as.Instance, err)
 	}
@@ -178,8 +186,10 @@ func (l *Loop) bringUp(ctx context.Context, f store.Facts, as *Assignment) (stor
 		LabelGrace: as.Grace.String(),
 	}
 	startCtx, cancel := context.WithTimeout(ctx, l.limits.Start)
+	startCtx, span = l.d.Tracer.Start(startCtx, tracing.ContainerStart, tracing.Start{})
 	c, err := l.d.Driver.Start(startCtx, spec)
 	cancel()
+	endStep(span, err)
 	if err != nil {
 		return f, fmt.Errorf("start %s under %s: %w", as.Instance, as.Runtime, err)
 	}
@@ -209,7 +219,9 @@ func (l *Loop) measure(ctx context.Context, f store.Facts, c driver.Container) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, l.limits.Measure)
 	defer cancel()
+	ctx, span := l.d.Tracer.Start(ctx, tracing.BoundaryMeasure, tracing.Start{})
 	m, err := l.d.Measure(ctx, c)
+	endStep(span, err)
 	if err != nil {
 		l.d.Log.Debug("boundary process not measured", "instance", f.Instance, "pid", c.Pid, "err", err)
 		return
@@ -245,7 +257,10 @@ func (l *Loop) fetch(ctx context.Context, f store.Facts, as *Assignment) (store.
 			l.d.Log.Warn("cannot record progress", "instance", f.UID, "err", err)
 		}
 	}
+	ctx, span := l.d.Tracer.Start(ctx, tracing.ImageFetch, tracing.Start{})
+	span.Set(tracing.KeyImage, as.Container.Image)
 	digest, err := l.d.Driver.EnsureImage(ctx, as.Container.Image, as.PullPolicy, progress)
+	endStep(span, err)
 	if err != nil {
 		return f, err // it names the image
 	}

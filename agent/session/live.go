@@ -180,7 +180,10 @@ func (l *live) take(m *redoubtv1.SessionResponse) error {
 	case *redoubtv1.SessionResponse_HeartbeatAck:
 		l.heartbeatAck(m.HeartbeatAck)
 	case *redoubtv1.SessionResponse_StatusAck:
-		l.status.ack(m.StatusAck.GetSequence())
+		told, sent := l.status.ack(m.StatusAck.GetSequence())
+		if len(told) > 0 && l.s.deps.Acknowledged != nil {
+			l.s.deps.Acknowledged(told, sent)
+		}
 	case *redoubtv1.SessionResponse_FetchReport:
 		return l.report(node.Report())
 	case *redoubtv1.SessionResponse_Fleet:

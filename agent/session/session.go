@@ -90,6 +90,9 @@ type Deps struct {
 	// StatusChanged, ReportChanged: a hint that Statuses, Report may answer
 	// differently.
 	StatusChanged, ReportChanged <-chan struct{}
+	// Acknowledged is called with what the leader has taken in of what was first
+	// told at sent. May be nil.
+	Acknowledged func(told []*redoubtv1.InstanceStatus, sent time.Time)
 	// Hints of gossip; they are passed on while there is a session.
 	Hints <-chan *redoubtv1.Hint
 	// TryNow ends the wait between rounds: something has changed that may let

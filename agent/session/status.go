@@ -1,6 +1,10 @@
 package session
 
-import redoubtv1 "redoubt.dev/redoubt/proto/redoubt/v1"
+import (
+	"time"
+
+	redoubtv1 "redoubt.dev/redoubt/proto/redoubt/v1"
+)
 
 // statusQueue decides which statuses to tell in one session. The first batch is
 // complete; later ones hold what is newer than what was acknowledged.
@@ -11,6 +15,8 @@ type statusQueue struct {
 	// batch under way: its sequence and what it tells; 0: none.
 	batch    uint64
 	told     map[string]version
+	statuses []*redoubtv1.InstanceStatus
+	sent     time.Time
 	complete bool // a complete batch was acknowledged
 }
 
@@ -44,6 +50,7 @@ func (q *statusQueue) next(all []*redoubtv1.InstanceStatus) *redoubtv1.StatusBat
 	}
 	q.sequence++
 	b.Sequence, q.batch, q.told = q.sequence, q.sequence, told
+	q.statuses, q.sent = b.Statuses, time.Now()
 	return b
 }
 
@@ -63,17 +70,20 @@ func (q *statusQueue) forget(all []*redoubtv1.InstanceStatus) {
 	}
 }
 
-func (q *statusQueue) ack(sequence uint64) {
+// ack takes an acknowledgement, and returns what it is of and when that was sent.
+func (q *statusQueue) ack(sequence uint64) (told []*redoubtv1.InstanceStatus, sent time.Time) {
 	if q.batch == 0 || sequence != q.batch {
-		return
+		return nil, time.Time{}
 	}
 	for uid, v := range q.told {
 		q.acked[uid] = v
 	}
+	told, q.statuses = q.statuses, nil
 	q.batch, q.told, q.complete = 0, nil, true
+	return told, q.sent
 }
 
 // again gives the batch under way up; what it told is told anew.
-func (q *statusQueue) again() { q.batch, q.told = 0, nil }
+func (q *statusQueue) again() { q.batch, q.told, q.statuses = 0, nil, nil }
 
 func (q *statusQueue) underway() bool { return q.batch != 0 }

@@ -49,6 +49,8 @@ type Assignment struct {
 	// CPUMillis and MemoryBytes are reserved on the node, the sandbox's
 	// overhead included.
 	CPUMillis, MemoryBytes int64
+	// Trace is the traceparent of its placement, "" if none.
+	Trace string
 }
 
 // InstancePhase is where an instance is in its life.

@@ -91,6 +91,8 @@ type StoredWorkload struct {
 	NextOrdinal uint64
 	// Failures and Completions count a job's ended instances of this revision.
 	Failures, Completions uint32
+	// Trace is the traceparent of the call that made this revision, "" if none.
+	Trace string
 }
 
 // InstanceName is the name of a workload's instance with that ordinal.

@@ -17,6 +17,7 @@ import (
 	"redoubt.dev/redoubt/control/placement"
 	"redoubt.dev/redoubt/control/state"
 	redoubtv1 "redoubt.dev/redoubt/proto/redoubt/v1"
+	"redoubt.dev/redoubt/proto/tracing"
 )
 
 // settle is how long changes gather before the loops look again.
@@ -45,7 +46,8 @@ type Leader struct {
 	members   Membership
 	applied   Applied
 
-	planned func(d time.Duration, pending map[string]int)
+	meter  Meter
+	tracer tracing.Tracer
 
 	term atomic.Pointer[term]
 }
@@ -76,9 +78,22 @@ func (l *Leader) Join(m Membership, applied Applied) { l.members, l.applied = m,
 // before Run.
 func (l *Leader) Record(id string) { l.id = id }
 
-// Meter has planned told how long each plan took, and how many instances it left
-// pending by their first deciding reason. To be called before Run.
-func (l *Leader) Meter(planned func(d time.Duration, pending map[string]int)) { l.planned = planned }
+// Meter takes the leader's figures. Its methods may be called at once.
+type Meter interface {
+	// Planned: a plan took so long, and left so many instances pending by their
+	// first deciding reason.
+	Planned(d time.Duration, pending map[string]int)
+	// Placed: an instance has a node so long after what asked for it.
+	Placed(d time.Duration)
+	// Ran: an instance is known to run so long after it had a node.
+	Ran(d time.Duration)
+}
+
+// Meter has m told the figures. To be called before Run.
+func (l *Leader) Meter(m Meter) { l.meter = m }
+
+// Trace has t make the spans of placements. To be called before Run.
+func (l *Leader) Trace(t tracing.Tracer) { l.tracer = t }
 
 // Run leads term number until ctx ends. The caller ends ctx when leadership is
 // lost, and calls again for the next term. A term that cannot begin, because it

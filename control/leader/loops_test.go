@@ -94,6 +94,15 @@ func (b *bench) put(w *redoubtv1.Workload) {
 // place plans once and applies the plan, as the place loop does.
 func (b *bench) place() int {
 	b.Helper()
+	ops := planOperations(placement.Plan(b.input(), placement.Policy{}))
+	if len(ops) > 0 {
+		b.apply(ops...)
+	}
+	return len(ops)
+}
+
+// input is what a plan made now rests on.
+func (b *bench) input() placement.Input {
 	t := &term{Leader: &Leader{store: b.store, timing: DefaultTiming()}, observed: b.o}
 	view := b.store.Snapshot()
 	in := placement.Input{}
@@ -108,11 +117,7 @@ func (b *bench) place() int {
 	for _, w := range view.Workloads(nil, "") {
 		in.Workloads = append(in.Workloads, placement.Workload{StoredWorkload: w, Instances: view.InstancesOfWorkload(nil, w.Spec.Namespace, w.Spec.Name)})
 	}
-	ops := planOperations(placement.Plan(in, placement.Policy{}))
-	if len(ops) > 0 {
-		b.apply(ops...)
-	}
-	return len(ops)
+	return in
 }
 
 func (b *bench) instances() []*fleet.Instance {

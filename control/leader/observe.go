@@ -40,7 +40,9 @@ func (l *Leader) Observe(ctx context.Context, req *redoubtv1.ObserveRequest) (He
 		return Heard{}, ErrNotLeader
 	}
 	h := Heard{Term: t.number, Accepted: make([]bool, len(req.GetNodes()))}
+	heard := time.Now()
 	ops, opsOf := t.hear(req, &h)
+	ran := t.firstRuns(ops)
 	h.Fetch = t.observed.Fetch(req.GetServer())
 	if len(ops) == 0 {
 		if err := l.consensus.VerifyRead(ctx); err != nil {
@@ -53,6 +55,7 @@ func (l *Leader) Observe(ctx context.Context, req *redoubtv1.ObserveRequest) (He
 	if err != nil {
 		return Heard{}, err
 	}
+	t.running(ran, results, heard)
 	h.Applied = l.store.Index()
 	for j, r := range results {
 		if codes.Code(r.GetCode()) == codes.OK {

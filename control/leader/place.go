@@ -29,9 +29,10 @@ func (t *term) place(ctx context.Context) error {
 		ws := state.NewWatchSet()
 		view := t.store.Snapshot()
 		begun := time.Now()
-		plan := placement.Plan(t.input(view, ws), t.policy)
-		if t.planned != nil {
-			t.planned(time.Since(begun), pendingReasons(plan))
+		in := t.input(view, ws)
+		plan := placement.Plan(in, t.policy)
+		if t.meter != nil {
+			t.meter.Planned(time.Since(begun), pendingReasons(plan))
 		}
 		t.notes.plan(plan, time.Now(), func(namespace, workload string) *fleet.Event {
 			events := view.EventsOf(fleet.EventWorkload, namespace, workload)
@@ -40,9 +41,11 @@ func (t *term) place(ctx context.Context) error {
 			}
 			return events[len(events)-1]
 		})
+		placing := t.tracePlan(in, plan, begun)
 		ops := planOperations(plan)
 		if len(ops) > 0 {
 			results, err := t.propose(ctx, ops)
+			t.placed(placing, plan, results, err)
 			if ctx.Err() != nil {
 				return nil
 			}

@@ -16,6 +16,7 @@ import (
 
 	"redoubt.dev/redoubt/identity"
 	redoubtv1 "redoubt.dev/redoubt/proto/redoubt/v1"
+	"redoubt.dev/redoubt/proto/tracing"
 )
 
 // leaderWait is how long a call waits for an election to end before it says
@@ -81,7 +82,9 @@ func (s *Server) forwardTo(ctx context.Context, leader peerRef, caller identity.
 	if err != nil {
 		return nil, false, err
 	}
-	answer, err = redoubtv1.NewPeerServiceClient(conn).Forward(ctx, &redoubtv1.ForwardRequest{
+	ctx, span := s.traceForward(ctx, method)
+	defer func() { endCall(span, err) }()
+	answer, err = redoubtv1.NewPeerServiceClient(conn).Forward(tracing.Outgoing(ctx), &redoubtv1.ForwardRequest{
 		Caller: caller.String(), Method: method, Request: body,
 	})
 	if err == nil {
@@ -129,7 +132,9 @@ func (s *peerAPI) Forward(ctx context.Context, req *redoubtv1.ForwardRequest) (*
 	if err := proto.Unmarshal(req.GetRequest(), in); err != nil {
 		return nil, status.Errorf(codes.InvalidArgument, "forward %s: %v", short(req.GetMethod()), err)
 	}
+	ctx, span := s.traceCall(ctx, req.GetMethod())
 	out, err := s.serveLocally(ctx, caller, req.GetMethod(), in)
+	endCall(span, err)
 	if err != nil {
 		st, merr := proto.Marshal(status.Convert(toStatus(err)).Proto())
 		if merr != nil {

@@ -359,7 +359,7 @@ func (s *Server) limitedServer(creds credentials.TransportCredentials, gate *ide
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 20 * time.Second, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: pingsNoOftenerThan, PermitWithoutStream: true}),
 		grpc.ConnectionTimeout(handshakeWithin),
-		grpc.ChainUnaryInterceptor(s.metrics.unaryMeter, holdUnary, s.unaryAuthorizer), grpc.ChainStreamInterceptor(s.metrics.streamMeter, holdStream, s.streamAuthorizer),
+		grpc.ChainUnaryInterceptor(s.metrics.unaryMeter, holdUnary, s.unaryTracer, s.unaryAuthorizer), grpc.ChainStreamInterceptor(s.metrics.streamMeter, holdStream, s.streamAuthorizer),
 	}, further...)...)
 }
 

@@ -22,6 +22,8 @@ type Metrics struct {
 	refused  *prometheus.CounterVec
 	proposed *prometheus.HistogramVec
 	planned  prometheus.Histogram
+	placed   prometheus.Histogram
+	ran      prometheus.Histogram
 
 	mu      sync.Mutex
 	pending map[string]int
@@ -71,6 +73,14 @@ func NewMetrics() *Metrics {
 			Name: "redoubt_server_plan_seconds", Help: "How long one look at the whole fleet took the leader.",
 			Buckets: prometheus.ExponentialBuckets(0.0001, 4, 9),
 		}),
+		placed: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "redoubt_server_placement_seconds", Help: "From the change of a workload to a node for an instance of it; on the leader only.",
+			Buckets: prometheus.ExponentialBuckets(0.01, 4, 9),
+		}),
+		ran: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "redoubt_server_running_seconds", Help: "From a node for an instance to its first being known to run; on the leader only.",
+			Buckets: prometheus.ExponentialBuckets(0.03, 3, 9),
+		}),
 	}
 }
 
@@ -91,12 +101,20 @@ func (m *Metrics) Planned(d time.Duration, pending map[string]int) {
 	m.mu.Unlock()
 }
 
+// Placed takes how long a workload's change waited for a node.
+func (m *Metrics) Placed(d time.Duration) { m.placed.Observe(d.Seconds()) }
+
+// Ran takes how long an instance with a node took to run.
+func (m *Metrics) Ran(d time.Duration) { m.ran.Observe(d.Seconds()) }
+
 func (m *Metrics) Describe(ch chan<- *prometheus.Desc) {
 	m.requests.Describe(ch)
 	m.took.Describe(ch)
 	m.refused.Describe(ch)
 	m.proposed.Describe(ch)
 	m.planned.Describe(ch)
+	m.placed.Describe(ch)
+	m.ran.Describe(ch)
 	for _, d := range []*prometheus.Desc{
 		infoDesc, leaderDesc, ledDesc, termDesc, appliedDesc, votersDesc, storeDesc, svidDesc, sessionsDesc, streamsDesc,
 		nodesDesc, instancesDesc, workloadsDesc, pendingDesc,
@@ -111,6 +129,8 @@ func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 	m.refused.Collect(ch)
 	m.proposed.Collect(ch)
 	m.planned.Collect(ch)
+	m.placed.Collect(ch)
+	m.ran.Collect(ch)
 	s := m.s
 	if s == nil {
 		return

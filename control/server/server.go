@@ -48,6 +48,7 @@ import (
 	"redoubt.dev/redoubt/identity/attest"
 	"redoubt.dev/redoubt/identity/ca"
 	redoubtv1 "redoubt.dev/redoubt/proto/redoubt/v1"
+	"redoubt.dev/redoubt/proto/tracing"
 )
 
 const (
@@ -81,7 +82,9 @@ type Parts struct {
 	LogTail func() []byte
 	// Metrics is filled by the server; nil: its own, which nobody reads.
 	Metrics *Metrics
-	Log     *slog.Logger
+	// Tracer makes the spans of what is applied; the zero one: none are made.
+	Tracer tracing.Tracer
+	Log    *slog.Logger
 }
 
 // Server serves one control server's API and enrolment.
@@ -104,6 +107,7 @@ type Server struct {
 	fleetAPI       *fleetAPI
 	admission      *admission
 	metrics        *Metrics
+	tracer         tracing.Tracer
 	logTail        func() []byte
 	began          time.Time
 	refusals       *rate.Limiter // of connections, in the log
@@ -140,6 +144,7 @@ func New(cfg Config, td spiffeid.TrustDomain, p Parts) *Server {
 	})
 	s.fleetAPI = &fleetAPI{Server: s}
 	s.metrics, s.logTail, s.began = p.Metrics, p.LogTail, time.Now()
+	s.tracer = p.Tracer
 	if s.metrics == nil {
 		s.metrics = NewMetrics()
 	}
@@ -332,7 +337,7 @@ func (s *Server) propose(ctx context.Context, commandID string, ops ...*redoubtv
 		}
 		cmd.Id = callerFrom(ctx).Name() + ":" + commandID
 	}
-	r, err := s.consensus.Propose(ctx, cmd)
+	r, err := s.tracedPropose(ctx, cmd)
 	if err != nil {
 		return nil, toStatus(err)
 	}

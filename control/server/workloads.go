@@ -13,6 +13,7 @@ import (
 	"redoubt.dev/redoubt/control/placement"
 	"redoubt.dev/redoubt/control/state"
 	redoubtv1 "redoubt.dev/redoubt/proto/redoubt/v1"
+	"redoubt.dev/redoubt/proto/tracing"
 )
 
 // ApplyWorkload stores desired state. It returns once a majority of servers
@@ -22,15 +23,18 @@ func (s *fleetAPI) ApplyWorkload(ctx context.Context, req *redoubtv1.ApplyWorklo
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
+	tracing.SpanOf(ctx).Set(tracing.KeyWorkload, spec.Key())
 	if err := roomForWorkload(s.store.Snapshot(), spec.Namespace, spec.Name); err != nil {
 		return nil, err
 	}
 	results, err := s.propose(ctx, req.GetCommandId(), &redoubtv1.Operation{Operation: &redoubtv1.Operation_PutWorkload{PutWorkload: &redoubtv1.PutWorkload{
 		Workload: spec.Proto(), ExpectedRevision: req.ExpectedRevision, User: callerFrom(ctx).Name(), Uid: leader.NewUID(),
+		Trace: string(tracing.FromContext(ctx)),
 	}}})
 	if err != nil {
 		return nil, err
 	}
+	tracing.SpanOf(ctx).Set(tracing.KeyResult, results[0].GetResult())
 	w, err := s.stored(ctx, spec.Namespace, spec.Name)
 	if err != nil {
 		return nil, err

@@ -9,6 +9,7 @@ import (
 	"redoubt.dev/redoubt/control/fleet"
 	"redoubt.dev/redoubt/isolation"
 	redoubtv1 "redoubt.dev/redoubt/proto/redoubt/v1"
+	"redoubt.dev/redoubt/proto/tracing"
 )
 
 // assign binds a new instance. The plan was made on a state that may be old;
@@ -82,6 +83,7 @@ func (a *apply) assign(op *redoubtv1.Assign) (outcome, error) {
 
 	as.Spec = w.Spec
 	as.Fence.Index = a.index
+	as.Trace = string(tracing.Parse(as.Trace))
 	a.put(tableInstances, &fleet.Instance{
 		Assignment: *as, Created: a.now, Version: a.index,
 		Status: fleet.Status{UID: as.UID, Fence: as.Fence, Phase: fleet.InstanceAssigned, Runtime: as.Runtime},

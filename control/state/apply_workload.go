@@ -8,6 +8,7 @@ import (
 
 	"redoubt.dev/redoubt/control/fleet"
 	redoubtv1 "redoubt.dev/redoubt/proto/redoubt/v1"
+	"redoubt.dev/redoubt/proto/tracing"
 )
 
 // putWorkload takes desired state. One that is being stopped comes back as a
@@ -21,6 +22,9 @@ func (a *apply) putWorkload(op *redoubtv1.PutWorkload) (outcome, error) {
 	if err := texts("user", op.GetUser()); err != nil {
 		return outcome{}, err
 	}
+	// What is no trace is none: a server that knows nothing of traces applies the
+	// same entry, and must come to the same.
+	trace := string(tracing.Parse(op.GetTrace()))
 	before, ok := a.Workload(nil, spec.Namespace, spec.Name)
 	if err := expected(op.ExpectedRevision, before, spec.Key()); err != nil {
 		return outcome{}, err
@@ -31,7 +35,7 @@ func (a *apply) putWorkload(op *redoubtv1.PutWorkload) (outcome, error) {
 		}
 		a.put(tableWorkloads, &fleet.StoredWorkload{
 			Spec: &spec, UID: op.GetUid(), Revision: a.index, NextOrdinal: 1,
-			Created: a.now, Updated: a.now, UpdatedBy: op.GetUser(),
+			Created: a.now, Updated: a.now, UpdatedBy: op.GetUser(), Trace: trace,
 		})
 		a.noteWorkload(&spec, op.GetUser(), fleet.ReasonApplied, fmt.Sprintf("a new %s, revision %d", spec.Kind, a.index))
 		return outcome{revision: a.index, result: Created}, nil
@@ -42,7 +46,7 @@ func (a *apply) putWorkload(op *redoubtv1.PutWorkload) (outcome, error) {
 		}
 		a.put(tableWorkloads, &fleet.StoredWorkload{
 			Spec: &spec, UID: op.GetUid(), Revision: a.index, NextOrdinal: before.NextOrdinal,
-			Created: a.now, Updated: a.now, UpdatedBy: op.GetUser(),
+			Created: a.now, Updated: a.now, UpdatedBy: op.GetUser(), Trace: trace,
 		})
 		a.noteWorkload(&spec, op.GetUser(), fleet.ReasonApplied, fmt.Sprintf("a new %s while the one before still stops, revision %d", spec.Kind, a.index))
 		return outcome{revision: a.index, result: Created}, nil
@@ -55,7 +59,7 @@ func (a *apply) putWorkload(op *redoubtv1.PutWorkload) (outcome, error) {
 		return outcome{revision: before.Revision, result: Unchanged}, nil
 	}
 	w := *before
-	w.Spec, w.Revision, w.Updated, w.UpdatedBy = &spec, a.index, a.now, op.GetUser()
+	w.Spec, w.Revision, w.Updated, w.UpdatedBy, w.Trace = &spec, a.index, a.now, op.GetUser(), trace
 	if spec.Kind == fleet.KindJob && changesRun(diff) {
 		// What runs or has run did another job. It ends, and counts for nothing.
 		w.Failures, w.Completions = 0, 0

@@ -169,7 +169,7 @@ func WorkloadToProto(w *fleet.StoredWorkload) *redoubtv1.StoredWorkload {
 	return &redoubtv1.StoredWorkload{
 		Spec: w.Spec.Proto(), Revision: w.Revision, Stopping: w.Stopping,
 		Created: timeToProto(w.Created), Updated: timeToProto(w.Updated), UpdatedBy: w.UpdatedBy,
-		NextOrdinal: w.NextOrdinal, Failures: w.Failures, Completions: w.Completions, Uid: w.UID,
+		NextOrdinal: w.NextOrdinal, Failures: w.Failures, Completions: w.Completions, Uid: w.UID, Trace: w.Trace,
 	}
 }
 
@@ -182,7 +182,7 @@ func WorkloadFromProto(p *redoubtv1.StoredWorkload) (*fleet.StoredWorkload, erro
 	return &fleet.StoredWorkload{
 		Spec: &spec, UID: p.GetUid(), Revision: p.GetRevision(), Stopping: p.GetStopping(),
 		Created: timeFromProto(p.GetCreated()), Updated: timeFromProto(p.GetUpdated()), UpdatedBy: p.GetUpdatedBy(),
-		NextOrdinal: p.GetNextOrdinal(), Failures: p.GetFailures(), Completions: p.GetCompletions(),
+		NextOrdinal: p.GetNextOrdinal(), Failures: p.GetFailures(), Completions: p.GetCompletions(), Trace: p.GetTrace(),
 	}, nil
 }
 

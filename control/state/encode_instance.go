@@ -26,7 +26,7 @@ func AssignmentToProto(a *fleet.Assignment) *redoubtv1.Assignment {
 		Node: string(a.Node), Site: string(a.Site), Runtime: string(a.Runtime), Variant: a.Variant,
 		Class: redoubtv1.IsolationClass(a.Class), Floor: redoubtv1.IsolationClass(a.Floor),
 		Revision: a.Revision, Stop: a.Stop, NodeGeneration: a.NodeGeneration, Why: a.Why,
-		CpuMillis: a.CPUMillis, MemoryBytes: a.MemoryBytes,
+		CpuMillis: a.CPUMillis, MemoryBytes: a.MemoryBytes, Trace: a.Trace,
 	}
 	if a.Spec != nil {
 		p.Spec = a.Spec.Proto()
@@ -61,7 +61,7 @@ func assignmentWithoutSpec(p *redoubtv1.Assignment) (*fleet.Assignment, error) {
 		UID: p.GetUid(), Namespace: p.GetNamespace(), Workload: p.GetWorkload(), Instance: p.GetInstance(), Fence: FenceFromProto(p.GetFence()),
 		Node: isolation.NodeID(p.GetNode()), Site: isolation.SiteID(p.GetSite()), Runtime: isolation.Name(p.GetRuntime()), Variant: p.GetVariant(),
 		Class: class, Floor: floor, Revision: p.GetRevision(), Stop: p.GetStop(), NodeGeneration: p.GetNodeGeneration(), Why: p.GetWhy(),
-		CPUMillis: p.GetCpuMillis(), MemoryBytes: p.GetMemoryBytes(),
+		CPUMillis: p.GetCpuMillis(), MemoryBytes: p.GetMemoryBytes(), Trace: p.GetTrace(),
 	}, nil
 }
 

@@ -28,6 +28,7 @@ import (
 	"redoubt.dev/redoubt/deploy/node"
 	"redoubt.dev/redoubt/identity"
 	redoubtv1 "redoubt.dev/redoubt/proto/redoubt/v1"
+	"redoubt.dev/redoubt/proto/tracing"
 )
 
 // Where a dev fleet lives unless told otherwise.
@@ -51,7 +52,9 @@ type Config struct {
 	Keep     bool
 	Runtimes string // see node.Config
 	Version  string
-	Log      *slog.Logger
+	// Traces, if set, makes the spans of the server and the node.
+	Traces tracing.Provider
+	Log    *slog.Logger
 	// Ready is called once the node has proven its runtimes.
 	Ready func(*redoubtv1.Node)
 }
@@ -84,7 +87,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	}
 	d := &fleet{Config: cfg, node: node.Config{
 		DataDir: nodeDir, RuntimesDir: filepath.Join(cfg.Dir, "runtimes"), Runtimes: cfg.Runtimes,
-		Node: nodeID, Site: siteID, Version: cfg.Version, Log: cfg.Log.With("part", "agent"),
+		Node: nodeID, Site: siteID, Version: cfg.Version, Traces: cfg.Traces, Log: cfg.Log.With("part", "agent"),
 	}}
 	if !cfg.Keep {
 		if err := d.remove(); err != nil {
@@ -148,7 +151,7 @@ func (f *fleet) run(ctx context.Context) error {
 	serverDone := make(chan error, 1)
 	go func() {
 		serverDone <- control.Run(serverCtx, control.Config{
-			Dir: serverDir, Version: f.Version, Timing: timing, Log: f.Log.With("part", "server"), Ready: func() { close(ready) },
+			Dir: serverDir, Version: f.Version, Timing: timing, Traces: f.Traces, Log: f.Log.With("part", "server"), Ready: func() { close(ready) },
 		})
 	}()
 	select {

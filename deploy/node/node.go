@@ -27,6 +27,7 @@ import (
 	"redoubt.dev/redoubt/identity"
 	"redoubt.dev/redoubt/isolation"
 	"redoubt.dev/redoubt/isolation/probe"
+	"redoubt.dev/redoubt/proto/tracing"
 )
 
 // GossipPort is where a site's agents gossip.
@@ -80,7 +81,9 @@ type Config struct {
 	Version    string
 	// Registry, if set, takes this agent's metrics.
 	Registry prometheus.Registerer
-	Log      *slog.Logger
+	// Traces, if set, makes this agent's spans.
+	Traces tracing.Provider
+	Log    *slog.Logger
 	// Ready, if set, is called once the node has its identity and its host, and
 	// begins to work: it may have no session for long yet.
 	Ready func(agent.Member)
@@ -131,12 +134,12 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	defer disk.Close()
-	host, closeHost, err := open(ctx, cfg, member.Node)
+	metrics := agent.NewMetrics()
+	host, closeHost, err := open(ctx, cfg, member.Node, metrics)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, closeHost()) }()
-	metrics := agent.NewMetrics()
 	if cfg.Registry != nil {
 		if err := cfg.Registry.Register(metrics); err != nil {
 			return fmt.Errorf("register metrics: %w", err)
@@ -146,7 +149,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		Member: member, DataDir: cfg.DataDir, Version: cfg.Version, Labels: cfg.Labels,
 		GossipBind: cfg.GossipBind, GossipAdvertise: cfg.GossipAdvertise,
 		ProbeEvery: cfg.ProbeEvery, AllowHostPaths: cfg.AllowHostPaths, Session: session.Config{Execs: cfg.MaxExecs},
-	}, agent.Deps{Host: host, Identity: disk, Metrics: metrics, Log: cfg.Log})
+	}, agent.Deps{Host: host, Identity: disk, Metrics: metrics, Traces: cfg.Traces, Log: cfg.Log})
 	if err != nil {
 		return err
 	}
@@ -173,7 +176,7 @@ func (c *Config) settle() error {
 }
 
 // open opens the host under the node.
-func open(ctx context.Context, cfg Config, node string) (agent.Host, func() error, error) {
+func open(ctx context.Context, cfg Config, node string, metrics *agent.Metrics) (agent.Host, func() error, error) {
 	if cfg.Driver == DriverFake {
 		host := agent.FakeHost(fake.New())
 		all := host.Findings
@@ -191,6 +194,7 @@ func open(ctx context.Context, cfg Config, node string) (agent.Host, func() erro
 	if err != nil {
 		return agent.Host{}, nil, err
 	}
+	hc.Metrics = metrics
 	host, err := agent.OpenHost(ctx, hc)
 	if err != nil {
 		return agent.Host{}, nil, err

@@ -22,6 +22,7 @@ import (
 	"redoubt.dev/redoubt/deploy/install"
 	"redoubt.dev/redoubt/deploy/node"
 	"redoubt.dev/redoubt/isolation"
+	"redoubt.dev/redoubt/proto/tracing"
 )
 
 // DefaultAgentDir is an agent's data directory.
@@ -52,6 +53,7 @@ func (a *app) agentVerb() (c *cobra.Command, settle func(mayJoin bool) (node.Con
 	address := f.String("address", "", "`IP` that the site's other agents reach this one at (default: the one towards a server)")
 	port := f.Int("gossip-port", node.GossipPort, "port of the site's gossip; 0: no gossip")
 	metrics := metricsFlag(c)
+	traces := tracesFlags(c, "redoubt-agent")
 	f.StringVar(&cfg.Runtimes, "runtimes", node.RuntimesCarried, "carried: those in this program; host: those on PATH")
 	allowed := f.StringSlice("allow-runtime", nil, "only `NAME`, such as runc or gvisor, is offered here; the others are shown as switched off (default: all)")
 	f.StringVar(&cfg.RuntimesDir, "runtimes-dir", "", "where carried runtimes are unpacked; agents of one host may share it (default: in --data-dir)")
@@ -86,8 +88,10 @@ func (a *app) agentVerb() (c *cobra.Command, settle func(mayJoin bool) (node.Con
 		return a.supervised(c.Context(), func(ctx context.Context, ready func(string)) error {
 			cfg.Ready = func(m agent.Member) { ready("node " + m.Node + " of site " + m.Site) }
 			return withMetrics(ctx, *metrics, func(ctx context.Context, reg prometheus.Registerer) error {
-				cfg.Registry = reg
-				return node.Run(ctx, cfg)
+				return a.withTraces(ctx, traces, reg, func(ctx context.Context, p tracing.Provider) error {
+					cfg.Registry, cfg.Traces = reg, p
+					return node.Run(ctx, cfg)
+				})
 			})
 		})
 	}

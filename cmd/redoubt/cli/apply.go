@@ -70,6 +70,7 @@ func (a *app) applyCommand() *cobra.Command {
 		})
 	}
 	fileFlag(c)
+	a.traced(c)
 	return c
 }
 

@@ -18,6 +18,7 @@ import (
 
 	"redoubt.dev/redoubt/identity"
 	redoubtv1 "redoubt.dev/redoubt/proto/redoubt/v1"
+	"redoubt.dev/redoubt/proto/tracing"
 )
 
 const (
@@ -146,6 +147,7 @@ func (c *fleetConn) look() (servers int, answered bool) {
 // Invoke makes a unary call on the first server that answers.
 func (c *fleetConn) Invoke(ctx context.Context, method string, args, reply any, opts ...grpc.CallOption) error {
 	c.renew(ctx)
+	ctx = tracing.Outgoing(ctx)
 	return c.try(ctx, func(conn *identity.Conn) error {
 		once, cancel := context.WithTimeout(ctx, callTimeout)
 		defer cancel()

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"time"
 
@@ -9,6 +10,7 @@ import (
 	"redoubt.dev/redoubt/deploy/dev"
 	"redoubt.dev/redoubt/isolation"
 	redoubtv1 "redoubt.dev/redoubt/proto/redoubt/v1"
+	"redoubt.dev/redoubt/proto/tracing"
 )
 
 func (a *app) devCommand() *cobra.Command {
@@ -20,6 +22,7 @@ func (a *app) devCommand() *cobra.Command {
 	c.Flags().StringVar(&cfg.Dir, "data-dir", dev.DefaultDir, "data `DIR`ectory")
 	c.Flags().BoolVar(&cfg.Keep, "keep", false, "keep data and containers for the next start")
 	c.Flags().StringVar(&cfg.Runtimes, "runtimes", "carried", "carried: those in this program; host: those on PATH")
+	traces := tracesFlags(c, "redoubt-dev")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		begun := time.Now()
 		cfg.Version, cfg.Log, cfg.Context = Version, a.log, a.DevContext
@@ -37,7 +40,10 @@ func (a *app) devCommand() *cobra.Command {
 			}
 			fmt.Fprintf(a.Stderr, "\nIn a second terminal:\n\n  redoubt run --prefer vm toolbox -- uname -a\n\nInterrupt (Ctrl-C) ends it and leaves nothing behind.\n")
 		}
-		return dev.Run(c.Context(), cfg)
+		return a.withTraces(c.Context(), traces, nil, func(ctx context.Context, p tracing.Provider) error {
+			cfg.Traces = p
+			return dev.Run(ctx, cfg)
+		})
 	}
 	a.daemon(c)
 	if f := c.Flags().Lookup("log-level"); f != nil {

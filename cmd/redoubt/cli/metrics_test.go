@@ -12,6 +12,7 @@ import (
 
 	"redoubt.dev/redoubt/agent"
 	"redoubt.dev/redoubt/control/server"
+	"redoubt.dev/redoubt/deploy/otlp"
 )
 
 var (
@@ -23,7 +24,7 @@ var (
 // with its labels.
 func TestTheMetricsPageIsComplete(t *testing.T) {
 	var have []string
-	for _, c := range []prometheus.Collector{server.NewMetrics(), agent.NewMetrics()} {
+	for _, c := range []prometheus.Collector{server.NewMetrics(), agent.NewMetrics(), (*otlp.Exporter)(nil).Metrics()} {
 		if err := prometheus.NewPedanticRegistry().Register(c); err != nil {
 			t.Error(err)
 		}

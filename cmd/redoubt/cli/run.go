@@ -87,6 +87,7 @@ func (a *app) runCommand() *cobra.Command {
 			return j.attend(ctx, r)
 		})
 	}
+	a.traced(c)
 	return c
 }
 

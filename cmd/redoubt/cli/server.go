@@ -14,6 +14,7 @@ import (
 	"redoubt.dev/redoubt/control"
 	"redoubt.dev/redoubt/control/leader"
 	"redoubt.dev/redoubt/deploy/install"
+	"redoubt.dev/redoubt/proto/tracing"
 )
 
 // DefaultServerDir is a server's data directory.
@@ -41,6 +42,7 @@ func (a *app) serverVerb() *cobra.Command {
 	f.DurationVar(&cfg.Timing.Heartbeat, "heartbeat", cfg.Timing.Heartbeat, "how often agents speak; a node is silent after three times that")
 	f.DurationVar(&cfg.Timing.FreshFor, "fresh-for", cfg.Timing.FreshFor, "how long a canary's proof counts")
 	metrics := metricsFlag(c)
+	traces := tracesFlags(c, "redoubt-server")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		if *ttl < 20*time.Second {
 			return fmt.Errorf("--svid-ttl %s: at least 20s, so that a renewal can be tried more than once", *ttl)
@@ -56,8 +58,10 @@ func (a *app) serverVerb() *cobra.Command {
 		err := a.supervised(c.Context(), func(ctx context.Context, ready func(string)) error {
 			cfg.Started = func() { ready("listening") }
 			return withMetrics(ctx, *metrics, func(ctx context.Context, reg prometheus.Registerer) error {
-				cfg.Registry, cfg.LogTail = reg, a.recent.tail
-				return control.Run(ctx, cfg)
+				return a.withTraces(ctx, traces, reg, func(ctx context.Context, p tracing.Provider) error {
+					cfg.Registry, cfg.LogTail, cfg.Traces = reg, a.recent.tail, p
+					return control.Run(ctx, cfg)
+				})
 			})
 		})
 		if errors.Is(err, control.ErrRemoved) {

@@ -1126,8 +1126,11 @@ type PutWorkload struct {
 	ExpectedRevision *uint64                `protobuf:"varint,2,opt,name=expected_revision,json=expectedRevision,proto3,oneof" json:"expected_revision,omitempty"`
 	User             string                 `protobuf:"bytes,3,opt,name=user,proto3" json:"user,omitempty"`
 	Uid              string                 `protobuf:"bytes,4,opt,name=uid,proto3" json:"uid,omitempty"` // for a new one, minted before proposing
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// trace is the W3C traceparent of the call that asked for it; what is none is
+	// left out, and nothing is decided by it.
+	Trace         string `protobuf:"bytes,5,opt,name=trace,proto3" json:"trace,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PutWorkload) Reset() {
@@ -1184,6 +1187,13 @@ func (x *PutWorkload) GetUser() string {
 func (x *PutWorkload) GetUid() string {
 	if x != nil {
 		return x.Uid
+	}
+	return ""
+}
+
+func (x *PutWorkload) GetTrace() string {
+	if x != nil {
+		return x.Trace
 	}
 	return ""
 }
@@ -2448,12 +2458,13 @@ const file_redoubt_v1_command_proto_rawDesc = "" +
 	"\bcordoned\x18\x02 \x01(\bH\x00R\bcordoned\x88\x01\x01\x12\x17\n" +
 	"\x04lost\x18\x03 \x01(\bH\x01R\x04lost\x88\x01\x01B\v\n" +
 	"\t_cordonedB\a\n" +
-	"\x05_lost\"\xad\x01\n" +
+	"\x05_lost\"\xc3\x01\n" +
 	"\vPutWorkload\x120\n" +
 	"\bworkload\x18\x01 \x01(\v2\x14.redoubt.v1.WorkloadR\bworkload\x120\n" +
 	"\x11expected_revision\x18\x02 \x01(\x04H\x00R\x10expectedRevision\x88\x01\x01\x12\x12\n" +
 	"\x04user\x18\x03 \x01(\tR\x04user\x12\x10\n" +
-	"\x03uid\x18\x04 \x01(\tR\x03uidB\x14\n" +
+	"\x03uid\x18\x04 \x01(\tR\x03uid\x12\x14\n" +
+	"\x05trace\x18\x05 \x01(\tR\x05traceB\x14\n" +
 	"\x12_expected_revision\"\x9e\x01\n" +
 	"\x0eStopWorkloadOp\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +

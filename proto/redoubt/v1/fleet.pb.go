@@ -313,8 +313,11 @@ type Assignment struct {
 	// why is one line: why this runtime and nothing stronger.
 	Why string `protobuf:"bytes,16,opt,name=why,proto3" json:"why,omitempty"`
 	// reservations on the node, the sandbox's overhead included.
-	CpuMillis     int64 `protobuf:"varint,17,opt,name=cpu_millis,json=cpuMillis,proto3" json:"cpu_millis,omitempty"`
-	MemoryBytes   int64 `protobuf:"varint,18,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	CpuMillis   int64 `protobuf:"varint,17,opt,name=cpu_millis,json=cpuMillis,proto3" json:"cpu_millis,omitempty"`
+	MemoryBytes int64 `protobuf:"varint,18,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	// trace is the W3C traceparent of its placement, minted before proposing; what
+	// is none is left out, and nothing is decided by it.
+	Trace         string `protobuf:"bytes,19,opt,name=trace,proto3" json:"trace,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -473,6 +476,13 @@ func (x *Assignment) GetMemoryBytes() int64 {
 		return x.MemoryBytes
 	}
 	return 0
+}
+
+func (x *Assignment) GetTrace() string {
+	if x != nil {
+		return x.Trace
+	}
+	return ""
 }
 
 // InstanceStatus is what the agent last said of an instance: latest wins, by
@@ -1170,7 +1180,9 @@ type StoredWorkload struct {
 	Failures    uint32 `protobuf:"varint,9,opt,name=failures,proto3" json:"failures,omitempty"`
 	Completions uint32 `protobuf:"varint,10,opt,name=completions,proto3" json:"completions,omitempty"`
 	// uid tells a workload from an earlier one of the same name.
-	Uid           string `protobuf:"bytes,11,opt,name=uid,proto3" json:"uid,omitempty"`
+	Uid string `protobuf:"bytes,11,opt,name=uid,proto3" json:"uid,omitempty"`
+	// trace is the W3C traceparent of the call that made this revision, "" if none.
+	Trace         string `protobuf:"bytes,12,opt,name=trace,proto3" json:"trace,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1278,6 +1290,13 @@ func (x *StoredWorkload) GetCompletions() uint32 {
 func (x *StoredWorkload) GetUid() string {
 	if x != nil {
 		return x.Uid
+	}
+	return ""
+}
+
+func (x *StoredWorkload) GetTrace() string {
+	if x != nil {
+		return x.Trace
 	}
 	return ""
 }
@@ -1691,7 +1710,7 @@ const file_redoubt_v1_fleet_proto_rawDesc = "" +
 	"\x05Fence\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x1d\n" +
 	"\n" +
-	"site_epoch\x18\x02 \x01(\x04R\tsiteEpoch\"\xb4\x04\n" +
+	"site_epoch\x18\x02 \x01(\x04R\tsiteEpoch\"\xca\x04\n" +
 	"\n" +
 	"Assignment\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\x12\x1c\n" +
@@ -1713,7 +1732,8 @@ const file_redoubt_v1_fleet_proto_rawDesc = "" +
 	"\x03why\x18\x10 \x01(\tR\x03why\x12\x1d\n" +
 	"\n" +
 	"cpu_millis\x18\x11 \x01(\x03R\tcpuMillis\x12!\n" +
-	"\fmemory_bytes\x18\x12 \x01(\x03R\vmemoryBytes\"\xf7\x04\n" +
+	"\fmemory_bytes\x18\x12 \x01(\x03R\vmemoryBytes\x12\x14\n" +
+	"\x05trace\x18\x13 \x01(\tR\x05trace\"\xf7\x04\n" +
 	"\x0eInstanceStatus\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\x12'\n" +
 	"\x05fence\x18\x02 \x01(\v2\x11.redoubt.v1.FenceR\x05fence\x12\x1a\n" +
@@ -1783,7 +1803,7 @@ const file_redoubt_v1_fleet_proto_rawDesc = "" +
 	"\x03why\x18\a \x01(\tR\x03why\x122\n" +
 	"\tinstances\x18\b \x03(\v2\x14.redoubt.v1.InstanceR\tinstances\x12\x19\n" +
 	"\x05ready\x18\t \x01(\rH\x00R\x05ready\x88\x01\x01B\b\n" +
-	"\x06_ready\"\xa4\x03\n" +
+	"\x06_ready\"\xba\x03\n" +
 	"\x0eStoredWorkload\x12(\n" +
 	"\x04spec\x18\x01 \x01(\v2\x14.redoubt.v1.WorkloadR\x04spec\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x12\x1a\n" +
@@ -1797,7 +1817,8 @@ const file_redoubt_v1_fleet_proto_rawDesc = "" +
 	"\bfailures\x18\t \x01(\rR\bfailures\x12 \n" +
 	"\vcompletions\x18\n" +
 	" \x01(\rR\vcompletions\x12\x10\n" +
-	"\x03uid\x18\v \x01(\tR\x03uid\"\xd8\x02\n" +
+	"\x03uid\x18\v \x01(\tR\x03uid\x12\x14\n" +
+	"\x05trace\x18\f \x01(\tR\x05trace\"\xd8\x02\n" +
 	"\x06Server\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1f\n" +
 	"\vapi_address\x18\x02 \x01(\tR\n" +
