@@ -73,6 +73,7 @@ func withFleet(ctx context.Context, l layout, do func(*fleet.Fleet) error) (err 
 func toolbox(name string, replicas int) (*redoubtv1.Workload, error) {
 	list, err := workloadfile.Parse(name, fmt.Appendf(nil, `kind: Service
 name: %s
+isolation: { floor: container }
 placement: { sites: [bergen], replicas: %d }
 terminationGracePeriodSeconds: 1
 containers:

@@ -38,7 +38,7 @@ func benchLatency(ctx context.Context, set settings, out *result) error {
 	shown := plot{Title: "from apply to shown as running", X: "ms", Y: "% of workloads that took at most so long"}
 	defer func() { out.Plots = append(out.Plots, shown) }()
 	for _, runtime := range []string{"runc", "gVisor"} {
-		l := layout{servers: []string{"s1", "s2", "s3"}, nodes: []string{"bergen-1"}}
+		l := layout{servers: []string{"s1", "s2", "s3"}, nodes: []string{"bergen-1"}, agent: []string{"--metrics", metricsAt}}
 		aimProcess, aimRunning, aim := float64(nomadProcess), float64(nomadRunning), "Nomad with raw_exec, of another run"
 		if runtime == "runc" {
 			l.only = map[string]string{"bergen-1": "runc"}
@@ -56,21 +56,35 @@ func benchLatency(ctx context.Context, set settings, out *result) error {
 				return err
 			}
 			defer hangUp()
-			var process, running []time.Duration
+			var acknowledged, process, running []time.Duration
+			var sum, n float64
 			for i := range set.of(40, 8) + 1 {
-				p, r, err := applied(ctx, f, c, fmt.Sprintf("round-%d", i))
+				l, err := applied(ctx, f, c, fmt.Sprintf("round-%d", i))
 				if err != nil {
 					return err
 				}
-				if i > 0 { // the first one warms
-					process, running = append(process, p), append(running, r)
+				if i == 0 { // it warms
+					if sum, n, err = startedBy(ctx, f, runtime); err != nil {
+						return err
+					}
+					continue
 				}
+				acknowledged, process, running = append(acknowledged, l.acknowledged), append(process, l.process), append(running, l.running)
+			}
+			sumAfter, nAfter, err := startedBy(ctx, f, runtime)
+			if err != nil {
+				return err
+			}
+			if nAfter <= n {
+				return fmt.Errorf("the agent counts %v starts under %s before and %v after", n, runtime, nAfter)
 			}
 			out.add(
 				against("apply to a process under "+runtime+", p50", ms(median(process)), "ms", say(nomadProcess), aimProcess),
 				against("apply to a process under "+runtime+", p95", ms(percentile(process, 95)), "ms", "its p50", ms(median(process))),
 				against("apply to shown as running under "+runtime+", p50", ms(median(running)), "ms", say(nomadRunning), aimRunning),
-				against("apply to shown as running under "+runtime+", p95", ms(percentile(running, 95)), "ms", "its p50", ms(median(running))))
+				against("apply to shown as running under "+runtime+", p95", ms(percentile(running, 95)), "ms", "its p50", ms(median(running))),
+				against("of that until the write is acknowledged, "+runtime+", p50", ms(median(acknowledged)), "ms", "the whole", ms(median(running))),
+				against("of that the container's start by the driver, "+runtime+", mean", (sumAfter-sum)/(nAfter-n), "ms", "the whole", ms(median(running))))
 			shown.Lines = append(shown.Lines, spread("under "+runtime, running))
 			if runtime == "runc" {
 				return nil
@@ -106,11 +120,23 @@ func percentile(ds []time.Duration, p int) time.Duration {
 
 func middle(v []float64) float64 { return slices.Sorted(slices.Values(v))[len(v)/2] }
 
+// lap is when, from the call on, an apply was acknowledged, the instance had a
+// process, and it was shown as running.
+type lap struct{ acknowledged, process, running time.Duration }
+
+// startedBy is how long the agent's driver has taken for starts, all together,
+// and how many there were: its own word, by its metrics.
+func startedBy(ctx context.Context, f *fleet.Fleet, runtime string) (sum float64, n float64, err error) {
+	m, err := metrics(ctx, f.Plan().Namespace("bergen-1"))
+	labels := fmt.Sprintf("{outcome=%q,runtime=%q}", "started", strings.ToLower(runtime))
+	return 1000 * m["redoubt_agent_start_seconds_sum"+labels], m["redoubt_agent_start_seconds_count"+labels], err
+}
+
 // applied is one workload from apply to its first process and to its phase.
-func applied(ctx context.Context, f *fleet.Fleet, c redoubtv1.FleetServiceClient, name string) (process, running time.Duration, err error) {
+func applied(ctx context.Context, f *fleet.Fleet, c redoubtv1.FleetServiceClient, name string) (l lap, err error) {
 	w, err := toolbox(name, 1)
 	if err != nil {
-		return 0, 0, err
+		return l, err
 	}
 	known := groupsWithProcesses("bergen-1")
 	begun := time.Now()
@@ -130,25 +156,26 @@ func applied(ctx context.Context, f *fleet.Fleet, c redoubtv1.FleetServiceClient
 		close(seen)
 	}()
 	if _, err := c.ApplyWorkload(look, &redoubtv1.ApplyWorkloadRequest{Workload: w, CommandId: name}); err != nil {
-		return 0, 0, err
+		return l, err
 	}
-	for running == 0 {
+	l.acknowledged = time.Since(begun)
+	for l.running == 0 {
 		r, err := c.GetWorkload(look, &redoubtv1.GetWorkloadRequest{Namespace: "default", Name: name})
 		if err != nil {
-			return 0, 0, err
+			return l, fmt.Errorf("%s does not run: %w", name, err)
 		}
 		for _, i := range r.GetWorkload().GetStatus().GetInstances() {
 			if i.GetStatus().GetPhase() == redoubtv1.InstancePhase_INSTANCE_PHASE_RUNNING {
-				running = time.Since(begun)
+				l.running = time.Since(begun)
 			}
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
-	process, ok := <-seen
-	if !ok {
-		return 0, 0, fmt.Errorf("%s runs, and no process of it was seen", name)
+	var ok bool
+	if l.process, ok = <-seen; !ok {
+		return l, fmt.Errorf("%s runs, and no process of it was seen", name)
 	}
-	return process, running, end(ctx, f, name)
+	return l, end(ctx, f, name)
 }
 
 // groupsWithProcesses are the control groups of a node's instances in which

@@ -65,6 +65,7 @@ type pairs struct {
 	node, dir string
 	image     string
 	n         int
+	began     time.Duration // from the daemon's start to its answer
 }
 
 // bareClient connects to the daemon that cfg runs.
@@ -125,6 +126,32 @@ func (p *pairs) round(ctx context.Context, at int, start func(context.Context, s
 func (p *pairs) driver(ctx context.Context, runtime isolation.Name, id string) (func() error, error) {
 	_, err := p.drv.Start(ctx, p.spec(runtime, id))
 	return func() error { return p.drv.Delete(ctx, driver.ID(id)) }, err
+}
+
+// note is how long containerd takes to note a label of a container, which is
+// what a start by the driver does once more than one by the client.
+func (p *pairs) note(ctx context.Context, runtime isolation.Name, times int) (_ time.Duration, err error) {
+	p.n++
+	id := fmt.Sprintf("pair-%d", p.n)
+	end, err := p.driver(ctx, runtime, id)
+	defer func() { err = errors.Join(err, end()) }()
+	if err != nil {
+		return 0, err
+	}
+	ctx = namespaces.WithNamespace(ctx, p.namespace)
+	c, err := p.bare.LoadContainer(ctx, id)
+	if err != nil {
+		return 0, err
+	}
+	var took []time.Duration
+	for i := range times {
+		begun := time.Now()
+		if _, err := c.SetLabels(ctx, map[string]string{"bench/round": fmt.Sprint(i)}); err != nil {
+			return 0, err
+		}
+		took = append(took, time.Since(begun))
+	}
+	return median(took), nil
 }
 
 func (p *pairs) spec(runtime isolation.Name, id string) driver.Spec {

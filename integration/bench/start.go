@@ -34,7 +34,12 @@ func benchStart(ctx context.Context, set settings, out *result) error {
 				return err
 			}
 			alone[runtime] = median(ours)
-			out.add(paired("start of a "+string(runtime)+" container by the driver, median", ours, theirs, "containerd's client with the same specification"))
+			note, err := p.note(ctx, runtime, set.of(30, 10))
+			if err != nil {
+				return err
+			}
+			out.add(paired("start of a "+string(runtime)+" container by the driver, median", ours, theirs, "containerd's client with the same specification"),
+				against("one note in containerd's store, as the driver makes one a start, "+string(runtime), ms(note), "ms", "what the driver's start takes more", ms(median(ours)-median(theirs))))
 			out.Plots = append(out.Plots, plot{
 				Title: "one " + string(runtime) + " container", X: "ms", Y: "% of starts that took at most so long",
 				Lines: []curve{spread("by the driver", ours), spread("by containerd's client", theirs)},
@@ -88,6 +93,7 @@ func withDriver(ctx context.Context, do func(*pairs) error) (err error) {
 	if err != nil {
 		return err
 	}
+	begun := time.Now()
 	runCtx, cancel := context.WithCancel(ctx)
 	var parts sync.WaitGroup
 	parts.Go(func() { _ = daemon.Run(runCtx) })
@@ -104,6 +110,7 @@ func withDriver(ctx context.Context, do func(*pairs) error) (err error) {
 	if err := daemon.Ready(ready); err != nil {
 		return err
 	}
+	took := time.Since(begun)
 	bare, err := bareClient(cfg)
 	if err != nil {
 		return err
@@ -112,5 +119,5 @@ func withDriver(ctx context.Context, do func(*pairs) error) (err error) {
 	if _, err := drv.EnsureImage(ctx, image, "", nil); err != nil {
 		return err
 	}
-	return do(&pairs{drv: drv, bare: bare, namespace: "redoubt-" + string(cfg.Node), node: string(cfg.Node), dir: cfg.Dir, image: image})
+	return do(&pairs{drv: drv, bare: bare, namespace: "redoubt-" + string(cfg.Node), node: string(cfg.Node), dir: cfg.Dir, image: image, began: took})
 }
