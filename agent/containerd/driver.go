@@ -323,14 +323,14 @@ func (d *Driver) load(ctx context.Context, id driver.ID) (*found, error) {
 
 // look refreshes labels and task of f.
 func (d *Driver) look(ctx context.Context, f *found) error {
-	ctx, cancel := d.bound(ctx, askFor)
+	ask, cancel := d.bound(ctx, askFor)
 	defer cancel()
-	info, err := f.Info(ctx, containerd.WithoutRefreshedMetadata)
+	info, err := f.Info(ask, containerd.WithoutRefreshedMetadata)
 	if err != nil {
 		return err
 	}
 	f.labels, f.task, f.silent = info.Labels, nil, false
-	r, err := d.client.TaskService().Get(ctx, &tasksapi.GetRequest{ContainerID: string(f.id)})
+	r, err := d.client.TaskService().Get(ask, &tasksapi.GetRequest{ContainerID: string(f.id)})
 	err = errgrpc.ToNative(err)
 	switch {
 	case err == nil:
@@ -338,6 +338,8 @@ func (d *Driver) look(ctx context.Context, f *found) error {
 		// The daemon answers for a shim that did not: it knows nothing then.
 		f.silent = r.Process.Status == task.Status_UNKNOWN
 	case errdefs.IsNotFound(err):
+	case ctx.Err() != nil:
+		return ctx.Err() // the caller's patience ended, not the shim's life
 	case errdefs.IsDeadlineExceeded(err), errdefs.IsUnavailable(err), errors.Is(err, context.DeadlineExceeded):
 		f.silent = true
 	default:

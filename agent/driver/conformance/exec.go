@@ -243,7 +243,8 @@ func (s *suite) execCut(t *testing.T) {
 	needs(t, !s.Simulated, "look from inside")
 	spec := s.spec(t, forever)
 	s.mustStart(t, spec)
-	for after := 10 * time.Millisecond; after < 250*time.Millisecond; after += 20 * time.Millisecond {
+	// From within the first question to the runtime until well after the start.
+	for after := time.Millisecond; after < 250*time.Millisecond; after += after/3 + time.Millisecond {
 		ctx, cancel := context.WithTimeout(s.ctx(t), after)
 		_, err := s.Driver.Exec(ctx, spec.ID, driver.ExecSpec{Command: []string{"sleep", "4322"}}, driver.Streams{})
 		cancel()
