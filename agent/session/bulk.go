@@ -58,9 +58,17 @@ type LogChunk struct {
 
 const chunk = 32 << 10
 
-// open answers a StreamOpen on a connection of its own.
+// open answers a StreamOpen on a connection of its own. A server that asks for
+// more than can even be refused gets no answer.
 func (s *Session) open(ctx context.Context, o *redoubtv1.StreamOpen) {
+	select {
+	case s.opens <- struct{}{}:
+	default:
+		s.deps.Log.Debug("stream not opened: too many are asked for", "stream", o.GetStreamId(), "server", o.GetServerAddress(), "limit", cap(s.opens))
+		return
+	}
 	s.bulk.Go(func() {
+		defer func() { <-s.opens }()
 		if err := s.attach(ctx, o); err != nil && ctx.Err() == nil && !errors.Is(err, io.EOF) { // EOF: its caller went
 			s.deps.Log.Warn("stream failed", "stream", o.GetStreamId(), "uid", o.GetUid(), "server", o.GetServerAddress(), "err", err)
 		}

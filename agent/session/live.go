@@ -11,6 +11,9 @@ import (
 	redoubtv1 "redoubt.dev/redoubt/proto/redoubt/v1"
 )
 
+// hintsEvery is the least time between two messages of hints, 64 in each.
+const hintsEvery = 200 * time.Millisecond
+
 // live is one session that has a stream. Its run goroutine is the only sender.
 type live struct {
 	s      *Session
@@ -92,6 +95,11 @@ func (l *live) run(ctx context.Context, stop func() bool, in <-chan *redoubtv1.S
 		}
 	}
 	l.status = newStatusQueue()
+	// Hints of a pool where somebody lies all the time must not take the place
+	// of heartbeats: they go a few messages a second, and the oldest are lost.
+	hints := l.s.deps.Hints
+	rest := time.NewTimer(0)
+	defer rest.Stop()
 	for {
 		if b := l.status.next(l.s.deps.Node.Statuses()); b != nil {
 			if err := l.send(&redoubtv1.SessionRequest{Message: &redoubtv1.SessionRequest_Status{Status: b}}); err != nil {
@@ -116,8 +124,12 @@ func (l *live) run(ctx context.Context, stop func() bool, in <-chan *redoubtv1.S
 		case <-l.s.deps.StatusChanged:
 		case <-l.s.deps.ReportChanged:
 			err = l.report(l.s.deps.Node.Report())
-		case h := <-l.s.deps.Hints:
+		case h := <-hints:
 			err = l.hints(h)
+			hints = nil
+			rest.Reset(hintsEvery)
+		case <-rest.C:
+			hints = l.s.deps.Hints
 		case <-move:
 			_ = l.stream.CloseSend()
 			return errMove

@@ -63,6 +63,9 @@ var ErrGap = errors.New("assignments do not follow what is held")
 // processes, which is what a small node can spare.
 const DefaultExecs = 32
 
+// maxRefusals bounds the streams that are being told that there is no room.
+const maxRefusals = 256
+
 // Config of a session. Zero fields take the default in brackets.
 type Config struct {
 	Node, Site, BootID, Version string
@@ -108,10 +111,11 @@ type Session struct {
 	// resync: the next Hello asks for all assignments.
 	resync bool
 	good   string // the server that last answered well
-	// streams and execs hold a value for each that is served.
-	streams, execs chan struct{}
-	pool           pool
-	bulk           sync.WaitGroup
+	// streams and execs hold a value for each that is served, opens for each that
+	// a server has asked for, those too that wait to be told of a limit.
+	streams, execs, opens chan struct{}
+	pool                  pool
+	bulk                  sync.WaitGroup
 
 	// acked is when, by the boot clock, the leader last acknowledged, and
 	// horizon how long that counts as being connected; 0: never.
@@ -136,7 +140,8 @@ func New(cfg Config, deps Deps) *Session {
 	if cfg.Execs == 0 {
 		cfg.Execs = DefaultExecs
 	}
-	return &Session{cfg: cfg, deps: deps, pool: pool{dial: deps.Dial}, streams: make(chan struct{}, cfg.Streams), execs: make(chan struct{}, cfg.Execs)}
+	return &Session{cfg: cfg, deps: deps, pool: pool{dial: deps.Dial}, streams: make(chan struct{}, cfg.Streams), execs: make(chan struct{}, cfg.Execs),
+		opens: make(chan struct{}, cfg.Streams+cfg.Execs+maxRefusals)}
 }
 
 // Connected reports whether the leader acknowledged this node lately.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -710,6 +711,73 @@ func TestLogsSlowReaderHoldsUpNobodyElse(t *testing.T) {
 		})
 		if total != 4_000_000 {
 			t.Errorf("%d bytes arrived", total)
+		}
+	})
+}
+
+// Lies of a pool that go on and on cost a few messages a second, and no heartbeat.
+func TestAFloodOfHintsLeavesRoomForHeartbeats(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fleet{t: t}
+		var messages, beats atomic.Int64
+		stop := f.add("s1", &server{session: answering(1, true, true, func(m *redoubtv1.SessionRequest) {
+			switch {
+			case m.GetHints() != nil:
+				messages.Add(1)
+			case m.GetHeartbeat() != nil:
+				beats.Add(1)
+			}
+		})})
+		defer stop()
+		n := &node{servers: []string{"s1"}}
+		r, end := start(t, f, n, nil, nil)
+		defer end()
+		pass(time.Second)
+		before := beats.Load()
+		for range 2000 { // ten seconds
+			select {
+			case r.hints <- &redoubtv1.Hint{Node: "n2"}:
+			default:
+			}
+			pass(5 * time.Millisecond)
+		}
+		if n := messages.Load(); n < 10 || n > 51 {
+			t.Errorf("%d messages of hints in ten seconds", n)
+		}
+		if beats.Load() == before {
+			t.Error("no heartbeat in ten seconds")
+		}
+	})
+}
+
+// A server that asks for streams without end has the agent open so many and no
+// more.
+func TestAServerOpensNoMoreStreamsThanCanBeRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fleet{t: t}
+		var most, open atomic.Int64
+		defer f.add("s1", &server{attach: func(s redoubtv1.AgentService_AttachServer) error {
+			if n := open.Add(1); n > most.Load() {
+				most.Store(n)
+			}
+			defer open.Add(-1)
+			<-s.Context().Done() // never pairs
+			return nil
+		}})()
+		s := New(Config{Node: "n1", Streams: 10, Execs: 5}, Deps{Dial: f.dial, Log: slog.New(slog.DiscardHandler), Bulk: &bulk{}})
+		ctx, cancel := context.WithCancel(t.Context())
+		for i := range 5000 {
+			s.open(ctx, &redoubtv1.StreamOpen{StreamId: fmt.Sprint(i), ServerAddress: "s1", Confirms: true, Request: &redoubtv1.StreamOpen_Logs{Logs: &redoubtv1.LogsRequest{}}})
+		}
+		time.Sleep(time.Second)
+		if n := most.Load(); n != 10+5+maxRefusals || len(s.opens) != cap(s.opens) {
+			t.Errorf("%d streams are open at once, %d counted", n, len(s.opens))
+		}
+		cancel()
+		s.bulk.Wait()
+		s.pool.close()
+		if len(s.opens) != 0 {
+			t.Errorf("%d places are not given back", len(s.opens))
 		}
 	})
 }

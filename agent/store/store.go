@@ -251,6 +251,10 @@ type Update struct {
 	Removed  []string
 }
 
+// MaxAssignments and MaxAssignmentBytes bound what is held, whatever a server
+// says: a node runs 253 instances, and stops as many at a time as it is told to.
+const MaxAssignments, MaxAssignmentBytes = 4096, 64 << 20
+
 // SaveAssignments makes u durable. An incremental update that does not follow
 // what is held is ErrGap and changes nothing.
 func (s *Store) SaveAssignments(u Update) error {
@@ -274,6 +278,13 @@ func (s *Store) SaveAssignments(u Update) error {
 	}
 	for _, uid := range u.Removed {
 		delete(next, uid)
+	}
+	size := 0
+	for _, a := range next {
+		size += proto.Size(a)
+	}
+	if len(next) > MaxAssignments || size > MaxAssignmentBytes {
+		return fmt.Errorf("save assignments: version %d is %d of %d MiB; a node takes %d of %d MiB", u.Version, len(next), size>>20, MaxAssignments, MaxAssignmentBytes>>20)
 	}
 	m := s.meta
 	m.Version, m.Complete = u.Version, true

@@ -2,6 +2,7 @@ package store
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -254,5 +255,35 @@ func must(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestAServerFillsNoDisk: what a server assigns is bounded in number and size, and
+// what is held stays.
+func TestAServerFillsNoDisk(t *testing.T) {
+	s, err := Open(t.TempDir(), "n1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if err := s.SaveAssignments(Update{Complete: true, Version: 1, Updated: []*redoubtv1.Assignment{{Uid: "a", Node: "n1"}}}); err != nil {
+		t.Fatal(err)
+	}
+	var flood []*redoubtv1.Assignment
+	for i := range MaxAssignments {
+		flood = append(flood, &redoubtv1.Assignment{Uid: fmt.Sprint("x", i)})
+	}
+	if err := s.SaveAssignments(Update{From: 1, Version: 2, Updated: flood}); err == nil || !strings.Contains(err.Error(), "a node takes 4096") {
+		t.Errorf("one too many: %v", err)
+	}
+	large := &redoubtv1.Assignment{Uid: "large", Why: strings.Repeat("x", MaxAssignmentBytes)}
+	if err := s.SaveAssignments(Update{From: 1, Version: 2, Updated: []*redoubtv1.Assignment{large}}); err == nil || !strings.Contains(err.Error(), "64 MiB") {
+		t.Errorf("one too large: %v", err)
+	}
+	if got := s.Assignments(); len(got) != 1 || s.Version() != 1 {
+		t.Errorf("held: %d of version %d", len(got), s.Version())
+	}
+	if err := s.SaveAssignments(Update{From: 1, Version: 2, Updated: flood[1:]}); err != nil {
+		t.Errorf("as many as may be: %v", err)
 	}
 }

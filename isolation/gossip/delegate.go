@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"time"
 
 	"github.com/hashicorp/memberlist"
 
@@ -38,11 +39,14 @@ func (d delegate) NotifyAlive(n *memberlist.Node) error {
 		err = fmt.Errorf("its digest is of %s", digest.Node)
 	}
 	if err == nil {
-		return nil
+		return d.learn(n.Name)
 	}
 	err = fmt.Errorf("gossip of %s from %s is refused: %w", n.Name, n.Address(), err)
 	d.p.mu.Lock()
 	told := d.p.flagged[n.Name]
+	if len(d.p.flagged) >= maxMembers {
+		clear(d.p.flagged)
+	}
 	d.p.flagged[n.Name] = true
 	d.p.mu.Unlock()
 	if !told {
@@ -52,6 +56,23 @@ func (d delegate) NotifyAlive(n *memberlist.Node) error {
 		}
 	}
 	return err
+}
+
+// learn bounds the names that the pool knows. Any member may invent as many as
+// it likes.
+func (d delegate) learn(name string) error {
+	d.p.mu.Lock()
+	defer d.p.mu.Unlock()
+	if _, here := d.p.alive[name]; here {
+		return nil
+	}
+	if _, known := d.p.heard[name]; known && len(d.p.alive) < maxMembers {
+		return nil
+	}
+	if !d.p.newcomers.admit(len(d.p.alive), time.Now()) {
+		return fmt.Errorf("gossip of %s is not taken in: the pool has %d members, or too many new ones at once", name, len(d.p.alive))
+	}
+	return nil
 }
 
 func (d delegate) NotifyJoin(n *memberlist.Node) { d.heard(n, Alive) }
@@ -79,6 +100,9 @@ func (d delegate) heard(n *memberlist.Node, k Kind) {
 	}
 	d.p.mu.Lock()
 	last, known := d.p.heard[n.Name]
+	if !known && len(d.p.heard) >= 2*maxMembers {
+		clear(d.p.heard)
+	}
 	d.p.heard[n.Name] = digest.Generation
 	d.p.mu.Unlock()
 	if digest.Leaving {

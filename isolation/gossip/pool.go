@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log"
 	"log/slog"
 	"math/rand/v2"
 	"net"
@@ -81,6 +82,8 @@ type Pool struct {
 	meta    []byte
 	heard   map[string]uint64 // generation by member
 	flagged map[string]bool
+	// newcomers bounds names that are learned.
+	newcomers newcomers
 	// alive has the address of each member. It is kept from events, because
 	// memberlist changes the nodes that it hands out.
 	alive map[string]string
@@ -90,7 +93,7 @@ type Pool struct {
 func New(cfg Config, keys [][]byte) (*Pool, error) {
 	p := &Pool{
 		cfg: cfg, keyed: make(chan struct{}), update: make(chan struct{}, 1),
-		heard: map[string]uint64{}, flagged: map[string]bool{}, alive: map[string]string{},
+		heard: map[string]uint64{}, flagged: map[string]bool{}, alive: map[string]string{}, newcomers: newNewcomers(),
 	}
 	if err := p.SetDigest(Digest{Node: cfg.Node}); err != nil {
 		return nil, err
@@ -249,8 +252,19 @@ func (p *Pool) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if cfg.Transport == nil {
+		if cfg.Transport, err = memberlist.NewNetTransport(&memberlist.NetTransportConfig{
+			BindAddrs: []string{cfg.BindAddr}, BindPort: cfg.BindPort, Logger: log.New(cfg.LogOutput, "", 0),
+		}); err != nil {
+			return fmt.Errorf("join the site's pool at %s: %w", p.cfg.Bind, err)
+		}
+	}
+	guarded := newGuard(cfg.Transport)
+	cfg.Transport = guarded
 	list, err := memberlist.Create(cfg)
 	if err != nil {
+		_ = guarded.Shutdown()
+		guarded.stop()
 		return fmt.Errorf("join the site's pool at %s: %w", p.cfg.Bind, err)
 	}
 	defer func() {
@@ -265,6 +279,7 @@ func (p *Pool) Run(ctx context.Context) error {
 		_ = list.UpdateNode(time.Second)
 		_ = list.Leave(time.Second)
 		_ = list.Shutdown()
+		guarded.stop()
 		p.mu.Lock()
 		clear(p.alive)
 		p.mu.Unlock()
