@@ -151,3 +151,34 @@ func TestFiguresAreForPrograms(t *testing.T) {
 		}
 	}
 }
+
+// TestALeakIsTold: one mount too many, when all is stopped, has a line and is
+// counted; what is as it was is not.
+func TestALeakIsTold(t *testing.T) {
+	empty, full := census{"mounts": 2, "shims": 0, "the agent": 25}, census{"mounts": 42, "shims": 20, "the agent": 26}
+	ch := &churner{runtime: "runc"}
+	ch.starts.Store(100)
+	told := func(again census) map[string]figure {
+		var r result
+		tellChurn(ch, empty, full, full, again, &r, false)
+		out := map[string]figure{}
+		for _, f := range r.Figures {
+			out[f.Name] = f
+		}
+		return out
+	}
+	const left, line = "shims, groups, mounts, rules and so on left by runc, all stopped", "mounts, runc, all stopped"
+	if f, ok := told(empty)[left]; !ok || f.Value != 0 || f.Ratio != 1 {
+		t.Errorf("nothing is left, and this is told: %+v", f)
+	}
+	leaked := told(census{"mounts": 3, "shims": 0, "the agent": 25})
+	if f := leaked[left]; f.Value != 1 {
+		t.Errorf("a mount is left, and this is told: %+v", f)
+	}
+	if f := leaked[line]; f.Value != 3 || f.Bound != 2 {
+		t.Errorf("a mount is left, and its line is %+v", f)
+	}
+	if f := leaked["shims, runc, after the churn"]; f.Value != 20 || f.Ratio != 1 {
+		t.Errorf("the shims are as before, and this is told: %+v", f)
+	}
+}

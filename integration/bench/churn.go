@@ -34,9 +34,8 @@ a line of its own. What a daemon holds by itself (goroutines, open files, memory
 little by its nature: what counts is that it does not grow with the number of starts.`
 
 const (
-	churnGroups  = 19
 	churnOfGroup = 10
-	churnPorts   = 10
+	churnPorts   = 10 // instances of workloads of their own
 )
 
 // benchChurn lets instances of two nodes come and go for a while and tells what
@@ -60,10 +59,10 @@ func benchChurn(ctx context.Context, set settings, out *result) error {
 			}
 			defer at.bare.Close()
 			ch := &churner{fleetClient: c, f: f, node: at, site: n.site, runtime: n.runtime}
-			for i := range set.of(churnGroups, 2) {
+			for i := range (set.instances - churnPorts) / churnOfGroup {
 				ch.names = append(ch.names, fmt.Sprintf("%s-%d", n.site, i))
 			}
-			for i := range set.of(churnPorts, 2) {
+			for i := range churnPorts {
 				ch.ports = append(ch.ports, fmt.Sprintf("%s-port-%d", n.site, i))
 			}
 			all = append(all, ch)

@@ -65,6 +65,8 @@ type settings struct {
 	// take of the host before it counts as short.
 	churn  time.Duration
 	memory int64
+	// instances on each node of the churn.
+	instances int
 }
 
 // of is n, or less in a quick run.
@@ -119,7 +121,8 @@ func command(args []string, stdout, stderr io.Writer) error {
 	render := fs.Bool("render", false, "measure nothing: make the page of -page anew")
 	memory := fs.Int("memory", 2048, "`MB` that sandboxes may take of the host's memory")
 	fs.DurationVar(&set.churn, "churn", 10*time.Minute, "how long instances come and go")
-	fs.BoolVar(&set.quick, "quick", false, "few rounds, a churn of at most 40 s and 512 MB")
+	fs.IntVar(&set.instances, "instances", 200, "how many instances each node of the churn has, at least 20")
+	fs.BoolVar(&set.quick, "quick", false, "few rounds; a churn of at most 40 s and 20 instances; 512 MB")
 	fs.Usage = func() {
 		fmt.Fprintf(stderr, "Usage: bench [NAME...] [flags]\n\nNames: %s\n\n", strings.Join(names(), ", "))
 		fs.PrintDefaults()
@@ -139,7 +142,11 @@ func command(args []string, stdout, stderr io.Writer) error {
 		asked, rest = append(asked, fs.Arg(0)), fs.Args()[1:]
 	}
 	set.memory = int64(*memory) << 20
+	if set.instances < 20 || set.instances > 250 {
+		return fmt.Errorf("-instances %d: 20 to 250", set.instances)
+	}
 	if set.quick {
+		set.instances = min(set.instances, 20)
 		set.churn, set.memory = min(set.churn, 40*time.Second), min(set.memory, 512<<20)
 	}
 	if *format != "" && *format != "json" {

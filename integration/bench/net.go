@@ -146,7 +146,7 @@ func echoes(site, dir string) (*redoubtv1.Workload, error) {
 	list, err := workloadfile.Parse(name, fmt.Appendf(nil, `kind: Service
 name: %s
 isolation: { floor: container }
-placement: { sites: [%s] }
+placement: { sites: [%s], replicas: 1 }
 terminationGracePeriodSeconds: 1
 containers:
 - image: toolbox
