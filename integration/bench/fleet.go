@@ -89,18 +89,22 @@ containers:
 
 // pss is the share of memory that is a process's own, bytes: what is shared is
 // divided among those who share it.
-func pss(pid int) (int64, error) {
+func pss(pid int) (int64, error) { return share(pid, "Pss") }
+
+// share is a line of what the kernel says of a process's memory: Pss, or of it
+// Pss_Anon, what the process has made, and Pss_File, its program's pages.
+func share(pid int, of string) (int64, error) {
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
 	if err != nil {
 		return 0, err
 	}
 	for line := range strings.Lines(string(data)) {
-		if rest, ok := strings.CutPrefix(line, "Pss:"); ok {
+		if rest, ok := strings.CutPrefix(line, of+":"); ok {
 			kib, err := strconv.ParseInt(strings.Fields(rest)[0], 10, 64)
 			return kib << 10, err
 		}
 	}
-	return 0, fmt.Errorf("process %d: smaps_rollup has no Pss", pid)
+	return 0, fmt.Errorf("process %d: smaps_rollup has no %s", pid, of)
 }
 
 // cpuTime is what the threads that a process has now have used so far.

@@ -43,6 +43,10 @@ func benchFootprint(ctx context.Context, set settings, out *result) error {
 			if err != nil {
 				return err
 			}
+			program, err := share(pid, "Pss_File")
+			if err != nil {
+				return err
+			}
 			before, err := cpuTime(pid)
 			if err != nil {
 				return err
@@ -59,6 +63,7 @@ func benchFootprint(ctx context.Context, set settings, out *result) error {
 			}
 			out.add(
 				against(who+" at rest, PSS", mb(memory), "MB", "the aim (a Nomad client has been seen at 84 MB)", aim),
+				against("of that the pages of the program's file, "+who, mb(program), "MB", "the whole", mb(memory)),
 				against(who+" at rest, CPU", 100*float64(after-before)/float64(time.Since(begun)), "% of a core", "the aim", 0.2))
 		}
 		agent := f.Daemon("bergen-1").Pid
