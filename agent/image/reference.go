@@ -18,6 +18,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -53,10 +54,16 @@ type Reference struct {
 }
 
 var (
-	component = regexp.MustCompile(`^[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*$`)
-	tagRe     = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$`)
-	hostRe    = regexp.MustCompile(`^(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9a-fA-F:]+\])(?::[0-9]{1,5})?$`)
+	component = pattern(`^[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*$`)
+	tagRe     = pattern(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$`)
+	hostRe    = pattern(`^(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9a-fA-F:]+\])(?::[0-9]{1,5})?$`)
 )
+
+// pattern is an expression that is compiled when it is first asked: every start of
+// the program would pay for all of them.
+func pattern(expr string) func() *regexp.Regexp {
+	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(expr) })
+}
 
 // Parse reads a reference as a person writes it.
 func Parse(s string) (Reference, error) {
@@ -109,7 +116,7 @@ func parse(s string) (Reference, error) {
 	tag := ""
 	if i := strings.LastIndexByte(name, ':'); i > strings.LastIndexByte(name, '/') {
 		name, tag = name[:i], name[i+1:]
-		if !tagRe.MatchString(tag) {
+		if !tagRe().MatchString(tag) {
 			return Reference{}, fmt.Errorf("tag %q is not 1 to 128 of letters, digits, '_', '.' and '-'", clip(tag))
 		}
 	}
@@ -123,11 +130,11 @@ func parse(s string) (Reference, error) {
 	if host == "docker.io" && !strings.Contains(repo, "/") {
 		repo = "library/" + repo
 	}
-	if !hostRe.MatchString(host) || !portInRange(host) {
+	if !hostRe().MatchString(host) || !portInRange(host) {
 		return Reference{}, fmt.Errorf("registry host %q is not a host name with an optional port", clip(host))
 	}
 	for _, c := range strings.Split(repo, "/") {
-		if !component.MatchString(c) {
+		if !component().MatchString(c) {
 			return Reference{}, fmt.Errorf("name %q is not lower case letters, digits and single separators", clip(repo))
 		}
 	}
@@ -150,7 +157,7 @@ func parseLayout(s string) (Reference, error) {
 	dir, tag := s, ""
 	if i := strings.LastIndexByte(s, ':'); i > strings.LastIndexByte(s, '/') {
 		dir, tag = s[:i], s[i+1:]
-		if !tagRe.MatchString(tag) {
+		if !tagRe().MatchString(tag) {
 			return Reference{}, fmt.Errorf("tag %q is not 1 to 128 of letters, digits, '_', '.' and '-'", clip(tag))
 		}
 	}

@@ -3,7 +3,6 @@ package fleet
 import (
 	"fmt"
 	"maps"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -12,12 +11,12 @@ import (
 )
 
 var (
-	envPattern = regexp.MustCompile(`^[A-Za-z_.-][A-Za-z0-9_.-]*$`)
+	envPattern = pattern(`^[A-Za-z_.-][A-Za-z0-9_.-]*$`)
 	// imagePattern: host[:port]/path:tag@digest, loosely; the registry client
 	// has the last word.
-	imagePattern = regexp.MustCompile(`^[a-z0-9]([a-zA-Z0-9._:/@+-]*[a-zA-Z0-9])?$`)
+	imagePattern = pattern(`^[a-z0-9]([a-zA-Z0-9._:/@+-]*[a-zA-Z0-9])?$`)
 	// PodSpec's rule for the name of a port.
-	portPattern = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,13}[a-z0-9])?$`)
+	portPattern = pattern(`^[a-z0-9]([a-z0-9-]{0,13}[a-z0-9])?$`)
 )
 
 func (r *reader) container(at string, p *redoubtv1.Container, w Workload) Container {
@@ -63,7 +62,7 @@ func (r *reader) image(path, s string) {
 	case isLayout:
 	case strings.Contains(s, "://"):
 		r.fail(path, "%q is a URL; leave out %q", clip(s), s[:strings.Index(s, "://")+3])
-	case !imagePattern.MatchString(s):
+	case !imagePattern().MatchString(s):
 		r.fail(path, "%q is not an image reference", clip(s))
 	}
 }
@@ -94,7 +93,7 @@ func (r *reader) env(path string, list []*redoubtv1.EnvVar) (env []EnvVar) {
 		switch {
 		case name == "":
 			r.fail(at+".name", "is required")
-		case len(name) > MaxEnvNameLength || !envPattern.MatchString(name):
+		case len(name) > MaxEnvNameLength || !envPattern().MatchString(name):
 			r.fail(at+".name", "%q is not a variable's name: letters, digits, \"_\", \".\" and \"-\", no digit first", clip(name))
 		default:
 			if first, ok := seen[name]; ok {
@@ -134,7 +133,7 @@ func (r *reader) ports(path string, list []*redoubtv1.ContainerPort, n Network) 
 			HostIP:   r.hostIP(at+".hostIP", p.GetHostIp()),
 			Protocol: r.word(at+".protocol", p.GetProtocol(), "TCP", ProtocolWords),
 		}
-		if o.Name != "" && !portPattern.MatchString(o.Name) {
+		if o.Name != "" && !portPattern().MatchString(o.Name) {
 			r.fail(at+".name", "%q is not a port's name: 1 to 15 of a-z, 0-9 and \"-\" between them", clip(o.Name))
 		}
 		if o.HostIP.IsValid() && o.Host == 0 {

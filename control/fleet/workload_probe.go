@@ -2,7 +2,6 @@ package fleet
 
 import (
 	"fmt"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -167,7 +166,7 @@ func (r *reader) probe(at string, p *redoubtv1.Probe, ports []Port, w Workload, 
 	return out
 }
 
-var headerPattern = regexp.MustCompile("^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}$")
+var headerPattern = pattern("^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}$")
 
 func (r *reader) httpProbe(at string, p *redoubtv1.HTTPGetAction, ports []Port) *HTTPProbe {
 	h := &HTTPProbe{
@@ -188,7 +187,7 @@ func (r *reader) httpProbe(at string, p *redoubtv1.HTTPGetAction, ports []Port) 
 	}
 	for i, x := range p.GetHttpHeaders() {
 		here := fmt.Sprintf("%s.httpHeaders[%d]", at, i)
-		if !headerPattern.MatchString(x.GetName()) {
+		if !headerPattern().MatchString(x.GetName()) {
 			r.fail(here+".name", "%q is not the name of a header", clip(x.GetName()))
 		}
 		switch {

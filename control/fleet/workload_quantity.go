@@ -3,7 +3,6 @@ package fleet
 import (
 	"fmt"
 	"math"
-	"regexp"
 	"strconv"
 	"strings"
 )
@@ -13,20 +12,20 @@ import (
 // or binary (Ki Mi Gi Ti).
 
 var (
-	cpuPattern    = regexp.MustCompile(`^([0-9]{1,9})(\.[0-9]{1,3})?$|^([0-9]{1,12})m$`)
-	memoryPattern = regexp.MustCompile(`^([0-9]{1,18})(\.[0-9]{1,6})?(k|M|G|T|Ki|Mi|Gi|Ti)?$`)
+	cpuPattern    = pattern(`^([0-9]{1,9})(\.[0-9]{1,3})?$|^([0-9]{1,12})m$`)
+	memoryPattern = pattern(`^([0-9]{1,18})(\.[0-9]{1,6})?(k|M|G|T|Ki|Mi|Gi|Ti)?$`)
 	memoryUnits   = map[string]float64{
 		"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12,
 		"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40,
 	}
 	// looseMemory reads what people write by mistake, for the hint.
-	looseMemory = regexp.MustCompile(`(?i)^\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt])(i?)b?\s*$`)
+	looseMemory = pattern(`(?i)^\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt])(i?)b?\s*$`)
 )
 
 // ParseCPU reads thousandths of a core. The error needs no more context than
 // the field's path.
 func ParseCPU(s string) (int64, error) {
-	m := cpuPattern.FindStringSubmatch(s)
+	m := cpuPattern().FindStringSubmatch(s)
 	if m == nil {
 		return 0, fmt.Errorf("%q is not a quantity of cpu%s", clip(s), cpuHint(s))
 	}
@@ -57,10 +56,10 @@ func cpuHint(s string) string {
 
 // ParseMemory reads bytes.
 func ParseMemory(s string) (int64, error) {
-	m := memoryPattern.FindStringSubmatch(s)
+	m := memoryPattern().FindStringSubmatch(s)
 	if m == nil {
 		hint := `: write bytes with an optional unit, "64Mi" or "64M"`
-		if l := looseMemory.FindStringSubmatch(s); l != nil {
+		if l := looseMemory().FindStringSubmatch(s); l != nil {
 			u := strings.ToUpper(l[2])
 			dec := u
 			if u == "K" {
@@ -71,7 +70,7 @@ func ParseMemory(s string) (int64, error) {
 				hint = fmt.Sprintf("; did you mean \"%s%si\"?", l[1], u)
 			}
 		}
-		if plain := looseMemory.FindStringSubmatch(s); plain != nil && len(plain[1]) > 15 {
+		if plain := looseMemory().FindStringSubmatch(s); plain != nil && len(plain[1]) > 15 {
 			hint = ", and more than any machine has"
 		}
 		return 0, fmt.Errorf("%q is not a quantity%s", clip(s), hint)

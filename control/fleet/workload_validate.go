@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"redoubt.dev/redoubt/isolation"
@@ -42,7 +43,13 @@ const (
 	maxID             int64 = 1<<31 - 1
 )
 
-var namePattern = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]*[a-z0-9])?$`)
+// pattern is an expression that is compiled when it is first asked: every start of
+// the command would pay for all of them, each completion of a name too.
+func pattern(expr string) func() *regexp.Regexp {
+	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(expr) })
+}
+
+var namePattern = pattern(`^[a-z0-9]([a-z0-9-]*[a-z0-9])?$`)
 
 // CheckName tells what is wrong with the name of a workload, namespace, site,
 // container or volume, in the words that follow "name: ".
@@ -52,7 +59,7 @@ func CheckName(s string) error {
 		return fmt.Errorf("is required")
 	case len(s) > MaxNameLength:
 		return fmt.Errorf("%q is %d characters long, the limit is %d", clip(s), len(s), MaxNameLength)
-	case !namePattern.MatchString(s):
+	case !namePattern().MatchString(s):
 		return fmt.Errorf("%q may have only a-z, 0-9 and \"-\" between them", clip(s))
 	}
 	return nil
@@ -113,7 +120,7 @@ func (r *reader) labels(m map[string]string) map[string]string {
 	for _, k := range slices.Sorted(maps.Keys(m)) {
 		path := "labels." + clip(k)
 		switch {
-		case k == "" || len(k) > MaxLabelLength || !labelPattern.MatchString(k):
+		case k == "" || len(k) > MaxLabelLength || !labelPattern().MatchString(k):
 			r.fail(path, "a label's key is 1 to %d of a-z, 0-9, \".\", \"/\", \"_\" and \"-\"", MaxLabelLength)
 		case strings.HasPrefix(k, "redoubt.dev/"):
 			r.fail(path, "keys under redoubt.dev/ are reserved; choose another")
@@ -124,7 +131,7 @@ func (r *reader) labels(m map[string]string) map[string]string {
 	return maps.Clone(m)
 }
 
-var labelPattern = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._/-]*[A-Za-z0-9])?$`)
+var labelPattern = pattern(`^[A-Za-z0-9]([A-Za-z0-9._/-]*[A-Za-z0-9])?$`)
 
 func (r *reader) isolation(p *redoubtv1.Isolation) IsolationSpec {
 	i := IsolationSpec{Floor: r.class("isolation.floor", p.GetFloor(), DefaultFloor, FloorWords)}
