@@ -124,6 +124,22 @@ func cpuTime(pid int) (time.Duration, error) {
 	return sum, nil
 }
 
+// wakeups is how often the threads that a process has now have slept until
+// something came.
+func wakeups(pid int) (sum int64) {
+	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
+	for _, t := range threads {
+		data, _ := os.ReadFile(t)
+		for line := range strings.Lines(string(data)) {
+			if n, ok := strings.CutPrefix(line, "voluntary_ctxt_switches:"); ok {
+				v, _ := strconv.ParseInt(strings.TrimSpace(n), 10, 64)
+				sum += v
+			}
+		}
+	}
+	return sum
+}
+
 // processesOf are those whose words have all the given ones in them.
 func processesOf(has ...string) (pids []int) {
 	for pid, words := range fleet.Processes() {

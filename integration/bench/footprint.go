@@ -14,7 +14,8 @@ import (
 const aboutFootprint = `
 A fleet of three servers and one node, ten seconds after it stood and while nobody
 asks anything. PSS is memory with what is shared divided among those who share it. CPU
-is that of the process's threads over half a minute.`
+is that of the process's threads over half a minute. How often those threads are woken
+in that time depends less on what else the machine does.`
 
 // benchFootprint measures what a server and an agent take at rest, and what an
 // instance takes beside its sandbox.
@@ -32,6 +33,10 @@ func benchFootprint(ctx context.Context, set settings, out *result) error {
 		}
 		if err := rest(); err != nil {
 			return err
+		}
+		daemon := processesOf("containerd --config", "bergen-1/containerd/config.toml")
+		if len(daemon) != 1 {
+			return fmt.Errorf("the node has %d containerds", len(daemon))
 		}
 		for _, name := range []string{"s1", "bergen-1"} {
 			who, aim := "a server", 60.0
@@ -51,6 +56,7 @@ func benchFootprint(ctx context.Context, set settings, out *result) error {
 			if err != nil {
 				return err
 			}
+			woken, peerWoken := wakeups(pid), wakeups(daemon[0])
 			begun := time.Now()
 			select {
 			case <-time.After(watched):
@@ -61,7 +67,10 @@ func benchFootprint(ctx context.Context, set settings, out *result) error {
 			if err != nil {
 				return err
 			}
+			took := time.Since(begun).Seconds()
+			woken, peerWoken = wakeups(pid)-woken, wakeups(daemon[0])-peerWoken
 			out.add(
+				against(who+" at rest, wakeups", float64(woken)/took, "a second", "the node's containerd at rest", float64(peerWoken)/took),
 				against(who+" at rest, PSS", mb(memory), "MB", "the aim (a Nomad client has been seen at 84 MB)", aim),
 				against("of that the pages of the program's file, "+who, mb(program), "MB", "the whole", mb(memory)),
 				against(who+" at rest, CPU", 100*float64(after-before)/float64(time.Since(begun)), "% of a core", "the aim", 0.2))
