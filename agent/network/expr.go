@@ -56,6 +56,31 @@ func addressIn(offset uint32, op expr.CmpOp, p netip.Prefix) []expr.Any {
 	}
 }
 
+// ct state established,related ct direction reply
+func answers() []expr.Any {
+	const reply = 1
+	return join(established(), []expr.Any{
+		&expr.Ct{Key: expr.CtKeyDIRECTION, Register: reg},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: reg, Data: []byte{reply}},
+	})
+}
+
+// ct state new
+func begins() []expr.Any {
+	return tracked(expr.CtKeySTATE, expr.CtStateBitNEW)
+}
+
+// add @set { ip saddr ct count over most }
+func sourceHasMore(set string, most uint32) []expr.Any {
+	return []expr.Any{
+		load(sourceOffset, 4, expr.PayloadBaseNetworkHeader, reg),
+		&expr.Dynset{
+			SrcRegKey: reg, SetName: set, Operation: unix.NFT_DYNSET_OP_ADD,
+			Exprs: []expr.Any{&expr.Connlimit{Count: most, Flags: expr.NFT_CONNLIMIT_F_INV}},
+		},
+	}
+}
+
 func source(p netip.Prefix) []expr.Any    { return addressIn(sourceOffset, expr.CmpOpEq, p) }
 func notSource(p netip.Prefix) []expr.Any { return addressIn(sourceOffset, expr.CmpOpNeq, p) }
 func destination(p netip.Prefix) []expr.Any {

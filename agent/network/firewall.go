@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"os"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/google/nftables"
@@ -28,6 +30,10 @@ type firewall struct {
 	flows *nftables.Set
 	// limited leads the first packets of some sources to chains of their own.
 	limited *nftables.Set
+	// crowd counts the tracked connections of each source; most is how many one
+	// may have, zero if this kernel cannot count them.
+	crowd *nftables.Set
+	most  uint32
 }
 
 func openFirewall(names names, host *namespace) (*firewall, error) {
@@ -53,7 +59,24 @@ func openFirewall(names names, host *namespace) (*firewall, error) {
 	f.limited = &nftables.Set{
 		Table: f.table, Name: "limited", IsMap: true, KeyType: nftables.TypeIPAddr, DataType: nftables.TypeVerdict,
 	}
+	f.crowd = &nftables.Set{Table: f.table, Name: "crowd", Dynamic: true, KeyType: nftables.TypeIPAddr}
+	f.most = mostConnections()
 	return f, nil
+}
+
+// mostConnections is how many connections of its own one instance may have
+// tracked: a share of the host's table, which all instances and the host share.
+func mostConnections() uint32 {
+	const share, least, usual = 16, 1024, 65536 / 16
+	text, err := os.ReadFile("/proc/sys/net/netfilter/nf_conntrack_max")
+	if err != nil {
+		return usual // nothing is tracked yet
+	}
+	most, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 32)
+	if err != nil {
+		return usual
+	}
+	return max(uint32(most)/share, least)
 }
 
 // connAt talks to nftables in ns. It opens a socket for each exchange: on a
@@ -104,12 +127,22 @@ var (
 	}
 )
 
+// closed tells whether an address is none for instances, whatever else holds.
+func closed(a netip.Addr) bool {
+	return loopbackPrefix.Contains(a) || linkLocalPrefix.Contains(a) ||
+		slices.ContainsFunc(metadata, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
 // chains are the node's rules. What is not dropped here goes on to whatever
 // else the host has.
+//
+// That a connection is open says nothing: it may have been opened while somebody
+// else had taken the rules away. Only who answers goes by that; who began is
+// held to the rules with every packet.
 func (f *firewall) chains(subnet netip.Prefix) []chain {
 	link := f.names.host
 	gw := netip.PrefixFrom(gateway(subnet), 32)
-	const redirect, dns = 5, 53
+	const redirect, dns = 5, dnsPortNumber
 	publish := []rule{
 		{"published on one address", join(local(), translateBy(f.bound.Name, true))},
 		{"published on all addresses", join(local(), translateBy(f.any.Name, false))},
@@ -122,16 +155,21 @@ func (f *firewall) chains(subnet netip.Prefix) []chain {
 	for _, p := range metadata {
 		guard = append(guard, rule{"a cloud's metadata is not for instances", join(from(link), destination(p), drop())})
 	}
+	var crowd []rule
+	if f.most > 0 {
+		crowd = []rule{{"more connections than one may have", join(from(link), begins(), sourceHasMore(f.crowd.Name, f.most), drop())}}
+	}
 	return []chain{
 		{"guard", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRaw, guard},
 		// Before translation: a rule is about where the instance sends to.
-		{"egress", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityMangle, []rule{
-			{"connections that are open", join(from(link), established(), accept())},
+		{"egress", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityMangle, slices.Concat([]rule{
+			{"answers", join(from(link), answers(), accept())},
+		}, crowd, []rule{
 			{"names", join(from(link), destination(gw), protocol(unix.IPPROTO_UDP), port(dns), accept())},
 			{"names", join(from(link), destination(gw), protocol(unix.IPPROTO_TCP), port(dns), accept())},
 			{"workloads that let it in", join(from(link), flowIn(f.flows.Name), accept())},
 			{"limited instances", join(from(link), verdictBySource(f.limited.Name))},
-		}},
+		})},
 		{"prerouting", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest, publish},
 		{"output", nftables.ChainTypeNAT, nftables.ChainHookOutput, nftables.ChainPriorityNATDest, publish},
 		{"postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource, []rule{
@@ -140,13 +178,13 @@ func (f *firewall) chains(subnet netip.Prefix) []chain {
 			{"the host's loopback is no address for instances", join(to(link), source(loopbackPrefix), masquerade())},
 		}},
 		{"forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter, []rule{
-			{"answers", join(to(link), established(), accept())},
+			{"answers", join(to(link), answers(), accept())},
 			{"published ports", join(to(link), translated(), accept())},
 			{"workloads that are let in", join(from(link), to(link), flowIn(f.flows.Name), accept())},
 			{"nothing else reaches an instance", join(to(link), drop())},
 		}},
 		{"input", nftables.ChainTypeFilter, nftables.ChainHookInput, nftables.ChainPriorityFilter, []rule{
-			{"answers", join(from(link), established(), accept())},
+			{"answers", join(from(link), answers(), accept())},
 			{"ping", join(from(link), protocol(unix.IPPROTO_ICMP), accept())},
 			{"names", join(from(link), destination(gw), protocol(unix.IPPROTO_UDP), port(dns), accept())},
 			{"names", join(from(link), destination(gw), protocol(unix.IPPROTO_TCP), port(dns), accept())},
@@ -167,6 +205,21 @@ func (f *firewall) ensure(subnet netip.Prefix, published map[netip.Addr][]Port, 
 	if err != nil || ok {
 		return false, err
 	}
+	err = f.replace(subnet, published, policies)
+	if err != nil && f.most > 0 {
+		most := f.most
+		f.most = 0
+		if again := f.replace(subnet, published, policies); again != nil {
+			f.most = most // that was not why
+			return false, again
+		}
+		return true, nil
+	}
+	return err == nil, err
+}
+
+// replace makes the table anew.
+func (f *firewall) replace(subnet netip.Prefix, published map[netip.Addr][]Port, policies map[netip.Addr]Policy) error {
 	f.conn.AddTable(f.table) // so that the deletion finds one
 	f.conn.DelTable(f.table)
 	f.conn.AddTable(f.table)
@@ -178,19 +231,24 @@ func (f *firewall) ensure(subnet netip.Prefix, published map[netip.Addr][]Port, 
 		els []nftables.SetElement
 	}{{f.any, all}, {f.bound, bound}, {f.flows, flowElements(flowsOf(policies, netip.Addr{}))}, {f.limited, limitedElements(policies)}} {
 		if err := f.conn.AddSet(s.set, nil); err != nil {
-			return false, fmt.Errorf("build nft set %s: %w", s.set.Name, err)
+			return fmt.Errorf("build nft set %s: %w", s.set.Name, err)
 		}
 		for part := range slices.Chunk(s.els, 256) { // one message holds so many
 			if err := f.conn.SetAddElements(s.set, part); err != nil {
-				return false, fmt.Errorf("build nft set %s: %w", s.set.Name, err)
+				return fmt.Errorf("build nft set %s: %w", s.set.Name, err)
 			}
+		}
+	}
+	if f.most > 0 {
+		if err := f.conn.AddSet(f.crowd, nil); err != nil {
+			return fmt.Errorf("build nft set %s: %w", f.crowd.Name, err)
 		}
 	}
 	addChains(f.conn, f.table, f.chains(subnet))
 	if err := f.conn.Flush(); err != nil {
-		return false, fmt.Errorf("replace nft table %s: %w", f.table.Name, err)
+		return fmt.Errorf("replace nft table %s: %w", f.table.Name, err)
 	}
-	return true, nil
+	return nil
 }
 
 func addChains(conn *nftables.Conn, table *nftables.Table, chains []chain) {

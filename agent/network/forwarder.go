@@ -17,11 +17,12 @@ import (
 )
 
 const (
-	dnsPort      = "53"
-	askFor       = 2 * time.Second // one try at one upstream
-	queriesAtOne = 256             // queries at one time; more are refused
-	queriesOfOne = 32              // of them by one instance
-	streamsAtOne = 128             // TCP connections at one time
+	dnsPort       = "53"
+	dnsPortNumber = 53
+	askFor        = 2 * time.Second // one try at one upstream
+	queriesAtOne  = 256             // queries at one time; more are refused
+	queriesOfOne  = 32              // of them by one instance
+	streamsAtOne  = 128             // TCP connections at one time
 )
 
 // forwarder answers instances' questions for names: those of workloads on this

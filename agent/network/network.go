@@ -164,6 +164,8 @@ type Network struct {
 	resolve resolution
 	// attached holds the instances whose namespace is complete.
 	attached map[string]Attachment
+	// uncounted: it was said that the kernel bounds nobody's connections.
+	uncounted bool
 	// refusals are how many packets of limited instances had been refused when
 	// that was last logged.
 	refusals map[string]uint64

@@ -87,6 +87,12 @@ func (e EgressRule) String() string {
 	return s
 }
 
+// allows tells whether a connection is the rule's.
+func (e EgressRule) allows(to netip.Addr, protocol uint8, port uint16) bool {
+	return e.CIDR.Contains(to) && (e.Protocol == "" || Port{Protocol: e.Protocol}.number() == protocol) &&
+		(len(e.Ports) == 0 || slices.ContainsFunc(e.Ports, func(r PortRange) bool { return r.First <= port && port <= r.Last }))
+}
+
 func (r PortRange) String() string {
 	if r.First == r.Last {
 		return fmt.Sprint(r.First)
@@ -159,8 +165,9 @@ func limited(policies map[netip.Addr]Policy) (out []netip.Addr) {
 // refused is the comment of the rule that counts what an instance may not send.
 const refused = "anything else"
 
-// egressRules are the rules of one limited instance, each with a counter. What
-// comes here is the first packet of a connection.
+// egressRules are the rules of one limited instance. What comes here are packets
+// of connections that it began. The first of each is counted, and all that is
+// refused.
 func egressRules(p Policy) (rules []rule) {
 	for _, e := range p.Egress {
 		match := destination(e.CIDR)
@@ -168,10 +175,11 @@ func egressRules(p Policy) (rules []rule) {
 			match = join(match, protocol(Port{Protocol: e.Protocol}.number()))
 		}
 		if len(e.Ports) == 0 {
-			rules = append(rules, rule{e.String(), join(match, count(), accept())})
+			rules = append(rules, rule{"open " + e.String(), join(match, established(), accept())}, rule{e.String(), join(match, count(), accept())})
 		}
 		for _, r := range e.Ports {
-			rules = append(rules, rule{e.String() + " " + r.String(), join(match, portIn(r), count(), accept())})
+			name := e.String() + " " + r.String()
+			rules = append(rules, rule{"open " + name, join(match, portIn(r), established(), accept())}, rule{name, join(match, portIn(r), count(), accept())})
 		}
 	}
 	return append(rules, rule{refused, join(count(), drop())})

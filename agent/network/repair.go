@@ -102,6 +102,10 @@ func (n *Network) repair(ctx context.Context) (changed []string, err error) {
 	if replaced {
 		changed = append(changed, "rules")
 	}
+	if n.nft.most == 0 && !n.uncounted {
+		n.uncounted = true
+		n.log.Warn("this kernel counts no connections (nft_connlimit): one instance may fill the host's table of them")
+	}
 	n.after("rules")
 	subnet := n.ledger.Subnet
 	address := netip.PrefixFrom(gateway(subnet), subnet.Bits())
@@ -127,6 +131,12 @@ func (n *Network) repair(ctx context.Context) (changed []string, err error) {
 	}
 	if on {
 		changed = append(changed, "forwarding")
+	}
+	if replaced {
+		t := trespassers{subnet: subnet, policies: n.policies(), published: n.published()}
+		if err := n.links.expel(t); err != nil {
+			return changed, err
+		}
 	}
 	return changed, n.refreshResolvers()
 }

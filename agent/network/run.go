@@ -15,8 +15,9 @@ const (
 	// pollEvery bounds how long damage goes unseen that no event tells of: in
 	// the switch, in sysctls and in the host's resolvers.
 	pollEvery = 10 * time.Second
-	// settleFor lets a burst of changes end before they are looked at, and
-	// keeps a busy host from having its rules read all the time.
+	// settleFor is the least time from one look to the next: the first change
+	// is looked at without delay, since rules may be gone, and a busy host's
+	// rules are not read all the time.
 	settleFor = 200 * time.Millisecond
 )
 
@@ -67,13 +68,13 @@ func (n *Network) Run(ctx context.Context) error {
 			select {
 			case <-ctx.Done():
 				return nil
+			case <-time.After(settleFor):
+			}
+			select {
+			case <-ctx.Done():
+				return nil
 			case <-tick.C:
 			case <-changes:
-				select {
-				case <-ctx.Done():
-					return nil
-				case <-time.After(settleFor):
-				}
 			}
 		}
 	})

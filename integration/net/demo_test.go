@@ -30,6 +30,12 @@ func clone(t *testing.T) string {
 // alone demands what these tests need.
 func alone(t *testing.T) string {
 	t.Helper()
+	return needs(t, "redoubt", "redoubt-demo", "redoubt-chaos")
+}
+
+// needs demands the host for itself, and programs in bin.
+func needs(t *testing.T, programs ...string) string {
+	t.Helper()
 	if os.Getenv("REDOUBT_NET") == "" {
 		t.Skip("needs the host for itself: make net (REDOUBT_NET=1)")
 	}
@@ -37,7 +43,7 @@ func alone(t *testing.T) string {
 		t.Skip("needs root: network namespaces")
 	}
 	dir := clone(t)
-	for _, name := range []string{"redoubt", "redoubt-demo", "redoubt-chaos"} {
+	for _, name := range programs {
 		if _, err := os.Stat(filepath.Join(dir, "bin", name)); err != nil {
 			t.Fatalf("%v: run `make net`, which builds it", err)
 		}

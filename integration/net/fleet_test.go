@@ -131,20 +131,9 @@ func sentries(t *testing.T, node string) []string {
 	return out
 }
 
-// TestAFleetUnderHarm brings a real fleet through what happens to hosts. The
-// parts build on each other.
-func TestAFleetUnderHarm(t *testing.T) {
-	t.Parallel()
-	dir := alone(t)
-	nodes := []string{"bergen-1", "bergen-2", "bergen-3"}
-	fl, err := fleet.New(fleet.Config{
-		Clone: dir, Binary: filepath.Join(dir, "bin/redoubt"), Dir: filepath.Join(dir, ".demo-harm"),
-		SVIDTTL: time.Hour, Heartbeat: 2 * time.Second,
-		Plan: topology.Plan{Prefix: "rd-harm", Net: 80, Servers: []string{"s1", "s2", "s3"}, Sites: []topology.Site{{Name: "bergen", Nodes: nodes}}},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+// raise brings a fleet up, and takes it down when the test ends.
+func raise(t *testing.T, fl *fleet.Fleet) *trial {
+	t.Helper()
 	f := &trial{fl, t}
 	t.Cleanup(func() {
 		forced, err := f.Down(context.Background())
@@ -169,6 +158,24 @@ func TestAFleetUnderHarm(t *testing.T) {
 	if err := f.Up(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	return f
+}
+
+// TestAFleetUnderHarm brings a real fleet through what happens to hosts. The
+// parts build on each other.
+func TestAFleetUnderHarm(t *testing.T) {
+	t.Parallel()
+	dir := alone(t)
+	nodes := []string{"bergen-1", "bergen-2", "bergen-3"}
+	fl, err := fleet.New(fleet.Config{
+		Clone: dir, Binary: filepath.Join(dir, "bin/redoubt"), Dir: filepath.Join(dir, ".demo-harm"),
+		SVIDTTL: time.Hour, Heartbeat: 2 * time.Second,
+		Plan: topology.Plan{Prefix: "rd-harm", Net: 80, Servers: []string{"s1", "s2", "s3"}, Sites: []topology.Site{{Name: "bergen", Nodes: nodes}}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := raise(t, fl)
 	f.apply("steady", "1h")
 	for _, part := range []struct {
 		name string
