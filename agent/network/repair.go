@@ -135,7 +135,7 @@ func (n *Network) repair(ctx context.Context) (changed []string, err error) {
 	if replaced {
 		t := trespassers{subnet: subnet, policies: n.policies(), published: n.published()}
 		if err := n.links.expel(t); err != nil {
-			return changed, err
+			n.log.Debug("tracked connections are left", "err", err)
 		}
 	}
 	return changed, n.refreshResolvers()
