@@ -65,9 +65,10 @@ func openFirewall(names names, host *namespace) (*firewall, error) {
 }
 
 // mostConnections is how many connections of its own one instance may have
-// tracked: a share of the host's table, which all instances and the host share.
+// tracked: a share of the host's table, which all instances and the host share. It
+// is small because the kernel walks them all for a new one, up to once a tick.
 func mostConnections() uint32 {
-	const share, least, usual = 16, 1024, 65536 / 16
+	const share, least, usual = 64, 1024, 65536 / 64
 	text, err := os.ReadFile("/proc/sys/net/netfilter/nf_conntrack_max")
 	if err != nil {
 		return usual // nothing is tracked yet

@@ -198,7 +198,7 @@ func (f *front) flood() {
 	f.must(err)
 	_, err = fmt.Sscan(string(data), &most)
 	f.must(err)
-	sent, err := execute[int](f, "attacker", "flood", beyond, fmt.Sprint(most/4))
+	sent, err := execute[int](f, "attacker", "flood", beyond, fmt.Sprint(most/8))
 	f.must(err)
 	tracked := 0
 	f.must(topology.In(f.host(), func() error {
@@ -208,7 +208,7 @@ func (f *front) flood() {
 		}
 		return err
 	}))
-	f.judge(verdict{promise: flooding, what: "connections that are kept", held: tracked < most/6,
+	f.judge(verdict{promise: flooding, what: "connections that are kept", held: tracked < most/12,
 		how: fmt.Sprintf("%d flows opened, %d of at most %d tracked", sent, tracked, most)})
 	f.control(flooding, "the neighbour", attack.Probe{Kind: attack.TCP, To: f.ip() + ":18000"}, f.router())
 	f.attempt("limited", []attempt{{promise: flooding, through: true, answer: "beyond",
