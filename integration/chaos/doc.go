@@ -5,7 +5,7 @@
 // Every daemon has a supervisor that starts it again, as systemd does. Sites
 // whose nodes are struck piece by piece have one node, so that an instance has
 // only one place and what happens to it there is its node's doing; another site
-// has two, and of them one at a time is lost as a whole. One node offers runc
+// has two, and of them one at a time is lost as a whole. Two nodes offer runc
 // alone, the others run everything under gVisor. Every instance is a beacon (see
 // integration/chaos/beacon), whose word the recorder takes from a folder that
 // it has mounted.

@@ -51,9 +51,9 @@ func main() {
 		log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})), cells: cells(gvisor, runc),
 		count: map[string]int{}, going: map[string]int{}, missed: map[string]int{}, hosts: map[string]*host{},
 	}
-	err := c.harm(ctx, *dir, *long)
+	took, err := c.harm(ctx, *dir, *long, *least)
 	if err == nil {
-		r := c.reckon(*long, *least, *total)
+		r := c.reckon(took, *least, *total)
 		r.print(os.Stdout)
 		err = r.err()
 		if *page != "" {
@@ -69,26 +69,28 @@ func main() {
 	}
 }
 
-// harm brings a fleet up, harms it for so long, judges, and takes it away.
-func (c *chaos) harm(ctx context.Context, dir string, long time.Duration) (err error) {
+// harm brings a fleet up, harms it for so long, judges, and takes it away. It
+// goes on for at most half as long again until each cell had least faults, and
+// tells for how long it did.
+func (c *chaos) harm(ctx context.Context, dir string, long time.Duration, least int) (took time.Duration, err error) {
 	if os.Getuid() != 0 {
-		return errors.New("it needs root: it makes network namespaces and kills what runs in them")
+		return 0, errors.New("it needs root: it makes network namespaces and kills what runs in them")
 	}
 	self, err := os.Executable()
 	if err != nil {
-		return err
+		return 0, err
 	}
 	abs, err := filepath.Abs(dir)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	plan := topology.Plan{Prefix: "rd-cha", Net: 81, Servers: []string{"s1", "s2", "s3"}}
-	for _, site := range []string{"bodo", "molde", "tromso"} {
+	for _, site := range []string{"bodo", "molde", "tromso", "vardo"} {
 		plan.Sites = append(plan.Sites, topology.Site{Name: site, Nodes: []string{site + "-1"}})
 	}
 	plan.Sites = append(plan.Sites, topology.Site{Name: spare, Nodes: []string{spare + "-1", spare + "-2"}})
 	// What runs under gVisor there runs under runc here, since it is all there is.
-	offers := map[string][]string{"tromso-1": {runc}}
+	offers := map[string][]string{"tromso-1": {runc}, "vardo-1": {runc}}
 	c.Fleet, err = fleet.New(fleet.Config{
 		Clone: ".", Binary: filepath.Join("bin", "redoubt"), Dir: dir, SVIDTTL: time.Hour, Heartbeat: time.Second, Plan: plan,
 		Supervisor: []string{self, "supervise"},
@@ -96,12 +98,12 @@ func (c *chaos) harm(ctx context.Context, dir string, long time.Duration) (err e
 		AgentArgs:  []string{"--allow-host-path", filepath.Join(abs, "beacon"), "--allow-host-path", filepath.Join(abs, "heard")},
 	})
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer c.Close()
 	if c.Left() {
 		if _, err := c.Down(ctx); err != nil {
-			return err
+			return 0, err
 		}
 	}
 	defer func() {
@@ -114,7 +116,7 @@ func (c *chaos) harm(ctx context.Context, dir string, long time.Duration) (err e
 	dirs := map[string]string{}
 	for _, n := range plan.Nodes() {
 		if c.hosts[n], err = c.open(n, offers[n]); err != nil {
-			return err
+			return 0, err
 		}
 		dirs[c.hosts[n].site] = c.hosts[n].runs
 	}
@@ -122,26 +124,39 @@ func (c *chaos) harm(ctx context.Context, dir string, long time.Duration) (err e
 	build := exec.CommandContext(ctx, "go", "build", "-o", filepath.Join(abs, "beacon", "beacon"), "./integration/chaos/beacon")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
-		return fmt.Errorf("build the beacon: %w: %s", err, out)
+		return 0, fmt.Errorf("build the beacon: %w: %s", err, out)
 	}
 	if err := c.Up(ctx); err != nil {
-		return err
+		return 0, err
 	}
 	steady := map[string]string{}
 	for n, h := range c.hosts {
 		if h.site != spare {
 			if steady[n], err = c.begin(ctx, h); err != nil {
-				return err
+				return 0, err
 			}
 		}
 		if h.before, err = c.estate(h); err != nil {
-			return err
+			return 0, err
 		}
 	}
 
-	over, cancel := context.WithTimeout(ctx, long)
+	begun := time.Now()
+	most := long
+	if least > 0 {
+		most += long / 2
+	}
+	over, cancel := context.WithTimeout(ctx, most)
 	defer cancel()
 	var all sync.WaitGroup
+	all.Go(func() {
+		rest(over, long)
+		for over.Err() == nil && c.fewest() < least {
+			rest(over, time.Second)
+		}
+		took = time.Since(begun).Round(time.Second)
+		cancel()
+	})
 	for n, h := range c.hosts {
 		if h.site != spare {
 			all.Go(func() { c.harmNode(ctx, over, h, steady[n]) })
@@ -151,14 +166,14 @@ func (c *chaos) harm(ctx context.Context, dir string, long time.Duration) (err e
 	all.Go(func() { c.harmServers(ctx, over) })
 	all.Wait()
 	if ctx.Err() != nil {
-		return errors.New("interrupted")
+		return 0, errors.New("interrupted")
 	}
 	for _, h := range c.hosts {
 		all.Go(func() { c.leavings(ctx, h, h.before) })
 	}
 	all.Wait()
 	c.conclude()
-	return nil
+	return took, nil
 }
 
 // begin applies the workload that runs on a node all along.

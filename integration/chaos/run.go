@@ -79,6 +79,17 @@ func (c *chaos) struck(k cell) int {
 	return c.count[k.String()]
 }
 
+// fewest is how often the cell was struck that was struck least.
+func (c *chaos) fewest() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n := len(c.faults)
+	for _, k := range c.cells {
+		n = min(n, c.count[k.String()])
+	}
+	return n
+}
+
 func (c *chaos) leave(k cell) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
