@@ -43,16 +43,16 @@ func benchDensity(ctx context.Context, set settings, out *result) error {
 				return fmt.Errorf("%s by containerd's client: %w", rt, err)
 			}
 			peer := "containerd's client with the same specification"
-			of := func(name string, unit string, v func(load) float64) figure {
+			of := func(name string, unit string, v func(weight) float64) figure {
 				return against(fmt.Sprintf(name, rt), v(ours), unit, peer, v(theirs))
 			}
 			out.add(
-				of(fmt.Sprintf("%%s sandboxes in %d MB, by the driver", set.memory>>20), "", func(l load) float64 { return float64(l.n) }),
-				of("memory of a %s sandbox with its shim, PSS", "MB", func(l load) float64 { return mb(l.sandbox+l.shim) / float64(l.n) }),
-				of("of that the shim of %s, PSS", "MB", func(l load) float64 { return mb(l.shim) / float64(l.n) }),
-				of("memory of a %s sandbox, cgroup", "MB", func(l load) float64 { return mb(l.group) / float64(l.n) }),
-				of("processes of a %s sandbox with its shim", "", func(l load) float64 { return float64(l.processes) / float64(l.n) }),
-				of("threads of a %s sandbox with its shim", "", func(l load) float64 { return float64(l.threads) / float64(l.n) }),
+				of(fmt.Sprintf("%%s sandboxes in %d MB, by the driver", set.memory>>20), "", func(l weight) float64 { return float64(l.n) }),
+				of("memory of a %s sandbox with its shim, PSS", "MB", func(l weight) float64 { return mb(l.sandbox+l.shim) / float64(l.n) }),
+				of("of that the shim of %s, PSS", "MB", func(l weight) float64 { return mb(l.shim) / float64(l.n) }),
+				of("memory of a %s sandbox, cgroup", "MB", func(l weight) float64 { return mb(l.group) / float64(l.n) }),
+				of("processes of a %s sandbox with its shim", "", func(l weight) float64 { return float64(l.processes) / float64(l.n) }),
+				of("threads of a %s sandbox with its shim", "", func(l weight) float64 { return float64(l.threads) / float64(l.n) }),
 				// What the client's containers add comes into what the driver's left.
 				figure{Name: fmt.Sprintf("containerd's own growth a %s sandbox, PSS", rt), Value: mb(ours.daemon) / float64(ours.n), Unit: "MB"})
 			grows.Lines = append(grows.Lines, curve{string(rt) + " by the driver", ours.points}, curve{string(rt) + " by containerd's client", theirs.points})
@@ -61,8 +61,8 @@ func benchDensity(ctx context.Context, set settings, out *result) error {
 	})
 }
 
-// load is what n sandboxes take, bytes.
-type load struct {
+// weight is what n sandboxes take, bytes.
+type weight struct {
 	n                            int
 	shim, sandbox, group, daemon int64
 	processes, threads           int
@@ -74,7 +74,7 @@ type load struct {
 const mostSandboxes = 600
 
 // fill starts sandboxes until they take so much, measures, and removes them.
-func (p *pairs) fill(ctx context.Context, most int64, start func(context.Context, string) (func() error, error)) (l load, err error) {
+func (p *pairs) fill(ctx context.Context, most int64, start func(context.Context, string) (func() error, error)) (l weight, err error) {
 	var ends []func() error
 	var ids []string
 	defer func() {
@@ -142,8 +142,8 @@ func (p *pairs) daemon() (int, error) {
 }
 
 // weigh measures what these sandboxes take now.
-func (p *pairs) weigh(ids []string) (load, error) {
-	l := load{n: len(ids)}
+func (p *pairs) weigh(ids []string) (weight, error) {
+	l := weight{n: len(ids)}
 	count := func(pid int, into *int64) error {
 		m, err := pss(pid)
 		if err != nil {

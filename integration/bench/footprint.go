@@ -106,11 +106,35 @@ func benchFootprint(ctx context.Context, set settings, out *result) error {
 			}
 			shims += m
 		}
+		used, err := cpuOf(ctx, pids, watched)
+		if err != nil {
+			return err
+		}
 		out.add(
 			against("an instance's shim, PSS", mb(shims)/float64(len(pids)), "MB", "the aim", 8),
+			against("an instance's shim, CPU a minute", used.Seconds()/float64(len(pids))/watched.Minutes(), "s", "a Nomad client's for each task, of another run", 0.075),
 			against("an instance's share of the agent, PSS", mb(busy-idle)/instances, "MB", "a Nomad client, which runs itself again", 28))
 		return nil
 	})
+}
+
+// cpuOf is what processes use together in so long.
+func cpuOf(ctx context.Context, pids []int, long time.Duration) (used time.Duration, err error) {
+	for _, sign := range []time.Duration{-1, 1} {
+		for _, pid := range pids {
+			d, err := cpuTime(pid)
+			if err != nil {
+				return 0, err
+			}
+			used += sign * d
+		}
+		if sign < 0 {
+			if err := pause(ctx, long); err != nil {
+				return 0, err
+			}
+		}
+	}
+	return used, nil
 }
 
 func mb(n int64) float64 { return float64(n) / 1e6 }

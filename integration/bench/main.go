@@ -196,7 +196,7 @@ func below(name, a string) bool { return name == a || strings.HasPrefix(name, a+
 func bench(ctx context.Context, stdout, stderr io.Writer, chosen []benchmark, set settings, format, doc string) error {
 	all := []figure{}
 	var errs []error
-	begun := time.Now()
+	begun, busy := time.Now(), load()
 	for _, b := range chosen {
 		from := time.Now()
 		var r result
@@ -207,7 +207,7 @@ func bench(ctx context.Context, stdout, stderr io.Writer, chosen []benchmark, se
 		case err != nil:
 			errs = append(errs, fmt.Errorf("%s: %w", b.name, err))
 		case doc != "":
-			errs = append(errs, note(doc, b.name, set, took, r))
+			errs = append(errs, note(doc, b.name, set, busy, took, r))
 		}
 		fmt.Fprintf(stderr, "%s took %v\n", b.name, took.Round(time.Second))
 		if ctx.Err() != nil {

@@ -119,7 +119,7 @@ func throughPorts(ctx context.Context, set settings, targets []target, out *resu
 			out.add(ratioed(of+", p50", "µs", p50[i], p50[0], peer), ratioed(of+", p95", "µs", p95[i], p95[0], peer),
 				ratioed(of+", p99", "µs", p99[i], p99[0], peer))
 			if way.at > 1 {
-				out.add(ratioed(fmt.Sprintf("requests a second through %s", t.name), "1/s", rate[i], rate[0], peer+" (more is better)"))
+				out.add(ratioed(fmt.Sprintf("requests a second through %s", t.name), "1/s", rate[i], rate[0], peer+" "+moreIsBetter))
 			}
 		}
 		out.Plots = append(out.Plots, shape)

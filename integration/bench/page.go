@@ -44,6 +44,9 @@ func page(dir string) error {
 		if t.Quick {
 			b.WriteString("; **a quick run**, of few rounds")
 		}
+		if t.Load > 2*float64(t.Cores) {
+			fmt.Fprintf(&b, "; **on a machine that was busy with other work**, at a load of %.0f", t.Load)
+		}
 		b.WriteString(".\n\n| figure | value | held against | its value | ratio |\n|---|---|---|---|---|\n")
 		for _, f := range t.Figures {
 			fmt.Fprintf(&b, "| %s | %s |%s\n", f.Name, strings.TrimSpace(fmt.Sprintf("%s %s", number(f.Value), f.Unit)), held(f))

@@ -31,11 +31,15 @@ type bar struct {
 	Value float64 `json:"value"`
 }
 
+// moreIsBetter ends the peer of a figure whose ratio says the opposite of the
+// others'.
+const moreIsBetter = "(more is better)"
+
 // ratios are the figures' as bars.
 func ratios(figures []figure) (p plot, any bool) {
 	p = plot{Title: "ratio to what it is held against", Mark: 1}
 	for _, f := range figures {
-		if f.Ratio > 0 {
+		if f.Ratio > 0 && !strings.HasSuffix(f.Peer, moreIsBetter) {
 			p.Bars = append(p.Bars, bar{f.Name, f.Ratio})
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"time"
 
@@ -23,6 +24,8 @@ type taken struct {
 	Arch   string `json:"arch"`
 	Linux  string `json:"linux"`
 	Took   string `json:"took"`
+	// Load of the machine before the run's first benchmark: that of others.
+	Load float64 `json:"load"`
 	// Quick: of few rounds, and so to be taken for a try.
 	Quick bool `json:"quick,omitempty"`
 	result
@@ -49,14 +52,14 @@ func recall(dir string) (recorded, error) {
 }
 
 // note puts what a benchmark found in the place of what it found before.
-func note(dir, name string, set settings, took time.Duration, r result) error {
+func note(dir, name string, set settings, load float64, took time.Duration, r result) error {
 	all, err := recall(dir)
 	if err != nil {
 		return err
 	}
 	all[name] = taken{
 		Date: time.Now().UTC().Format(time.DateOnly), Commit: commit(), Cores: runtime.NumCPU(), Arch: runtime.GOARCH,
-		Linux: release(), Took: took.Round(time.Second).String(), Quick: set.quick, result: r,
+		Linux: release(), Took: took.Round(time.Second).String(), Quick: set.quick, Load: load, result: r,
 	}
 	data, err := json.MarshalIndent(all, "", " ")
 	if err != nil {
@@ -76,6 +79,14 @@ func commit() string {
 		return ""
 	}
 	return strings.TrimSpace(string(out))
+}
+
+// load is how many processes have wanted to run over the last minute.
+func load() float64 {
+	text, _ := os.ReadFile("/proc/loadavg")
+	one, _, _ := strings.Cut(string(text), " ")
+	n, _ := strconv.ParseFloat(one, 64)
+	return n
 }
 
 // release is the kernel's version, without its builder's suffix.

@@ -19,8 +19,8 @@ const aboutStart = `
 From the call to a running container, by the agent's driver and by containerd's own
 client with the specification that the driver made, in turn on one daemon, the image
 being there. Both make a snapshot, the container, its namespaces and its control
-groups. The driver also writes a log, notes what it does so that it can be taken up
-after a crash, and looks the sandbox over.`
+groups. The driver also notes the start before the workload runs, so that it can be taken
+up after a crash, and looks at the task and at the sandbox's process.`
 
 // benchStart measures how long the driver takes from the call to a running
 // container, in turn with containerd's own client and the same specification,
