@@ -26,6 +26,7 @@ const (
 	probeFor    = 3 * time.Second  // how long one question may take
 	silentFor   = 15 * time.Second // then a daemon that runs counts as hung
 	startFor    = 30 * time.Second // until a new daemon must have answered once
+	endFor      = 5 * time.Second  // until a daemon that is told to end is killed
 	restartWait = 500 * time.Millisecond
 	restartMax  = 5 * time.Second
 	daemonLog   = 8 * mebi
@@ -61,9 +62,11 @@ func (d *Daemon) Pid() int {
 }
 
 // Run adopts the daemon of an earlier run or starts one, and starts it again
-// when it dies or stops answering. When ctx ends Run returns, and the daemon
-// stays: containers outlive the agent. It returns an error only if the
-// directory is in use by another agent or cannot be used at all.
+// when it dies or stops answering. One that was started from another program,
+// with another shim or configuration, as by an agent of another version, is
+// ended first and its own started: containers run on under their shims. When ctx
+// ends Run returns, and the daemon stays: containers outlive the agent. It returns
+// an error only if the directory is in use by another agent or cannot be used.
 func (d *Daemon) Run(ctx context.Context) error {
 	if d.cfg.HostAddress != "" {
 		<-ctx.Done()
@@ -78,8 +81,22 @@ func (d *Daemon) Run(ctx context.Context) error {
 		return err
 	}
 	if p, ok := d.find(); ok {
-		d.log.Info("adopted the running containerd", "pid", p.Pid)
-		d.set(p)
+		if why := d.outdated(p); why != "" {
+			// Nothing is started meanwhile, and what runs has its shims.
+			d.log.Info("the running containerd is replaced; containers run on", "pid", p.Pid, "cause", why)
+			_ = p.signal(unix.SIGTERM)
+			if !p.wait(endFor) {
+				_ = p.signal(unix.SIGKILL)
+				p.wait(endFor)
+			}
+		} else {
+			d.log.Info("adopted the running containerd", "pid", p.Pid)
+			d.set(p)
+		}
+	}
+	// Only now: until it has ended, the file says what a daemon was started with.
+	if err := writeFile(d.configPath(), []byte(d.configText()), 0o600); err != nil {
+		return fmt.Errorf("containerd: write its configuration: %w", err)
 	}
 	wait := restartWait
 	for {
@@ -169,6 +186,7 @@ func (d *Daemon) Ready(ctx context.Context) error {
 	}
 }
 
+// prepare makes the directories that the daemon needs.
 func (d *Daemon) prepare() error {
 	run := d.cfg.runDir()
 	for _, dir := range []string{d.cfg.Dir, filepath.Join(d.cfg.Dir, "root"), runRoot, run, run + "/state", run + "/s", run + "/r", run + "/fifo"} {
@@ -180,9 +198,15 @@ func (d *Daemon) prepare() error {
 	if err := writeFile(run+"/owner", []byte(string(d.cfg.Node)+" "+d.cfg.Dir+"\n"), 0o600); err != nil {
 		return fmt.Errorf("containerd: %w", err)
 	}
+	return nil
+}
+
+// configText is the daemon's configuration.
+func (d *Daemon) configText() string {
+	run := d.cfg.runDir()
 	// Version 2 of the format is what every containerd in use still reads.
 	// imports must be empty, or the host's drop-in files are read.
-	text := fmt.Sprintf(`version = 2
+	return fmt.Sprintf(`version = 2
 root = %q
 state = %q
 imports = []
@@ -198,10 +222,6 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", 
 [plugins."io.containerd.shim.v1.manager"]
   socket_dir = %q
 `, filepath.Join(d.cfg.Dir, "root"), run+"/state", d.cfg.address(), d.cfg.address()+".ttrpc", run+"/s")
-	if err := writeFile(d.configPath(), []byte(text), 0o600); err != nil {
-		return fmt.Errorf("containerd: write its configuration: %w", err)
-	}
-	return nil
 }
 
 func (d *Daemon) configPath() string { return filepath.Join(d.cfg.Dir, "config.toml") }
@@ -262,7 +282,9 @@ type pidRecord struct {
 }
 
 // find looks for a daemon that an earlier agent started: by the pid noted, or,
-// if that note was lost, by what runs on our configuration.
+// if that note was lost, by what runs on our configuration. The same path may be
+// another directory to a process that sees other mounts, as another node's in a
+// container of its own does.
 func (d *Daemon) find() (process, bool) {
 	var r pidRecord
 	if data, err := os.ReadFile(d.pidPath()); err == nil && json.Unmarshal(data, &r) == nil {

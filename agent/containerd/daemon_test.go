@@ -164,6 +164,87 @@ func TestDaemonIsAdopted(t *testing.T) {
 	n.nothingLeft(t)
 }
 
+// An agent that carries another containerd, or another shim, runs its own: the
+// older one ends and containers run on. The same program elsewhere is adopted.
+func TestAnotherVersionsDaemonIsReplaced(t *testing.T) {
+	t.Parallel() // it mostly waits
+	cfg := realConfig(t, "another")
+	daemon, err := NewDaemon(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop := runDaemon(t, daemon)
+	pid := daemon.Pid()
+	drv, err := NewDriver(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := &node{cfg: cfg, daemon: daemon, driver: drv}
+	c := n.toolbox(t, "stays", "gvisor", "sleep 1000")
+	drv.Close()
+	stop()
+	lives := mustProcess(t, c.Pid)
+
+	copied := func(from, add string) string {
+		t.Helper()
+		text, err := os.ReadFile(from)
+		if err != nil {
+			t.Fatal(err)
+		}
+		to := filepath.Join(t.TempDir(), filepath.Base(from))
+		if err := os.WriteFile(to, append(text, add...), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		return to
+	}
+	for _, step := range []struct {
+		what     string
+		change   func(*Config)
+		replaced bool
+	}{
+		{"the same elsewhere", func(c *Config) {
+			c.Binaries.Containerd, c.Binaries.Shim = copied(cfg.Binaries.Containerd, ""), copied(cfg.Binaries.Shim, "")
+		}, false},
+		{"another containerd", func(c *Config) { c.Binaries.Containerd = copied(cfg.Binaries.Containerd, "another") }, true},
+		{"another shim", func(c *Config) { c.Binaries.Shim = copied(cfg.Binaries.Shim, "another") }, true},
+	} {
+		step.change(&cfg)
+		next, err := NewDaemon(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		stop := runDaemon(t, next)
+		if replaced := next.Pid() != pid; replaced != step.replaced {
+			t.Errorf("%s: replaced %v; want %v", step.what, replaced, step.replaced)
+		}
+		pid = next.Pid()
+		if !lives.alive() {
+			t.Fatalf("%s: the container is gone", step.what)
+		}
+		if drv, err = NewDriver(cfg); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		code, err := drv.Exec(ctx, "stays", driver.ExecSpec{Command: []string{"true"}}, driver.Streams{})
+		cancel()
+		drv.Close()
+		if err != nil || code != 0 {
+			t.Errorf("%s: exec in the container: %d %v", step.what, code, err)
+		}
+		stop()
+	}
+	last, err := NewDaemon(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := last.Shutdown(ctx); err != nil {
+		t.Error(err)
+	}
+	n.nothingLeft(t)
+}
+
 func mustProcess(t *testing.T, pid int) process {
 	t.Helper()
 	p, err := findProcess(pid)
