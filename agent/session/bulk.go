@@ -112,6 +112,11 @@ func (s *Session) attach(ctx context.Context, o *redoubtv1.StreamOpen) error {
 	default:
 		err = status.Errorf(codes.ResourceExhausted, "node %s serves %d %s already, its limit: end some, or try again later", s.cfg.Node, cap(slots), kind)
 	}
+	if ctx.Err() != nil {
+		// The caller has gone, or this agent ends. A stream that is cut off must
+		// not end as one does that has said everything.
+		return ctx.Err()
+	}
 	if err != nil {
 		st := toStatus(err)
 		err = out.send(&redoubtv1.AttachRequest{Message: &redoubtv1.AttachRequest_Error{Error: &redoubtv1.AttachError{

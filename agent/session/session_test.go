@@ -3,6 +3,7 @@ package session
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -676,6 +677,31 @@ func TestErrorsReachTheUser(t *testing.T) {
 		})
 		if got == nil || codes.Code(got.GetCode()) != codes.FailedPrecondition || !strings.Contains(got.GetMessage(), "web-1") {
 			t.Errorf("the user sees %v", got)
+		}
+	})
+}
+
+// TestAnAgentThatEndsCutsItsStreamsOff: a log that is followed while its agent is
+// stopped must not look as if the instance had said everything.
+func TestAnAgentThatEndsCutsItsStreamsOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var last error
+		open := &redoubtv1.StreamOpen{Request: &redoubtv1.StreamOpen_Logs{Logs: &redoubtv1.LogsRequest{Follow: true, Tail: -1}}}
+		attached(t, open, &bulk{logs: func(ctx context.Context, _ string, _ LogOptions, hand func(LogChunk) error) error {
+			if err := hand(LogChunk{Data: []byte("half a ")}); err != nil {
+				return err
+			}
+			<-ctx.Done()
+			return nil // as following ends
+		}}, func(s redoubtv1.AgentService_AttachServer) error {
+			for {
+				if _, last = s.Recv(); last != nil {
+					return nil
+				}
+			}
+		})
+		if last == nil || errors.Is(last, io.EOF) {
+			t.Errorf("the server sees %v", last)
 		}
 	})
 }

@@ -185,6 +185,30 @@ func (l *following) resumable(err error) bool {
 	return ok && i.Status.Phase != fleet.InstanceLost
 }
 
+// over judges an end that an agent called orderly. What is followed is over with
+// its instance, of which the session tells at about the same time; an agent of an
+// older version may say so of itself when it is stopped.
+func (l *following) over(ctx context.Context) error {
+	if !l.req.GetFollow() || l.from == nil {
+		return nil
+	}
+	soon := time.NewTimer(resumeFirst)
+	defer soon.Stop()
+	for {
+		changed := l.store.Changed() // before looking
+		if i, ok := l.store.Snapshot().Instance(nil, l.t.UID); !ok || !i.Live() {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-soon.C:
+			return status.Errorf(codes.Unavailable, "the stream to node %s ended before the instance did: its agent was stopped", l.t.Node)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
 func (l *following) once(ctx context.Context) (passed bool, err error) {
 	ctx, cancel := context.WithCancel(ctx) // ends the agent's side
 	defer cancel()
@@ -203,7 +227,7 @@ func (l *following) once(ctx context.Context) (passed bool, err error) {
 	for {
 		m, err := agent.Recv()
 		if err == io.EOF {
-			return passed, nil
+			return passed, l.over(ctx)
 		}
 		if err != nil {
 			// Half a log must not look like all of it.
