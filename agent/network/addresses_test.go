@@ -186,7 +186,7 @@ func TestSubnetAvoidsWhatIsRouted(t *testing.T) {
 func TestDamagedStateIsNamed(t *testing.T) {
 	for name, c := range map[string]struct{ data, says string }{
 		"cut short":      {`{"node":"n1","subn`, "is damaged"},
-		"unknown field":  {`{"node":"n1","color":1}`, "is damaged"},
+		"unknown limit":  {`{"node":"n1","leases":{"i":{"color":1}}}`, "a newer version has written it"},
 		"twice":          {`{"node":"n1","subnet":"10.88.0.0/24","leases":{"a":{"address":"10.88.0.2"},"b":{"address":"10.88.0.2"}}}`, "both hold 10.88.0.2"},
 		"outside":        {`{"node":"n1","subnet":"10.88.0.0/24","leases":{"a":{"address":"10.89.0.2"}}}`, "does not give out"},
 		"the gateway":    {`{"node":"n1","subnet":"10.88.0.0/24","leases":{"a":{"address":"10.88.0.1"}}}`, "does not give out"},

@@ -58,7 +58,9 @@ func openLedger(path, node string) (*ledger, error) {
 	case err != nil:
 		return nil, fmt.Errorf("read network state: %w", err)
 	}
-	if l.record, err = decodeRecord(data); err != nil {
+	if l.record, err = decodeRecord(data); errors.Is(err, errNewer) {
+		return nil, fmt.Errorf("network state %s: %w", path, err)
+	} else if err != nil {
 		return nil, fmt.Errorf("network state %s is damaged: %w; stop this node's instances, remove the file and start again", path, err)
 	}
 	if l.Node != node {
@@ -67,12 +69,26 @@ func openLedger(path, node string) (*ledger, error) {
 	return l, nil
 }
 
-// decodeRecord accepts only what this package could have written.
-func decodeRecord(data []byte) (record, error) {
-	var r record
+// errNewer: left out, a limit of an instance would not hold.
+var errNewer = errors.New("a newer version has written it: install that one again, or stop this node's instances first")
+
+// UnmarshalJSON takes nothing of a lease that it does not understand. What a newer
+// version notes beside the leases is no reason not to begin.
+func (l *lease) UnmarshalJSON(data []byte) error {
+	type plain lease
 	d := json.NewDecoder(bytes.NewReader(data))
 	d.DisallowUnknownFields()
-	if err := d.Decode(&r); err != nil {
+	err := d.Decode((*plain)(l))
+	if err != nil && json.Unmarshal(data, new(plain)) == nil {
+		return fmt.Errorf("%w (%w)", errNewer, err)
+	}
+	return err
+}
+
+// decodeRecord accepts only leases that this package could have written.
+func decodeRecord(data []byte) (record, error) {
+	var r record
+	if err := json.Unmarshal(data, &r); err != nil {
 		return record{}, err
 	}
 	if r.Subnet.IsValid() {

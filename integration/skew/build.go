@@ -15,23 +15,23 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// ErrNoHistory says that the clone does not have the pinned commit.
-var ErrNoHistory = errors.New("commit " + Predecessor + " is not in this clone's history")
+// ErrNoHistory says that the clone does not have a pinned commit.
+var ErrNoHistory = errors.New("a commit that is pinned in integration/skew is not in this clone's history")
 
-// Build builds the program as it was at Predecessor into a folder, with the
+// Build builds the program as it was at a commit into a folder, with the
 // runtimes that the clone has built, and returns its path. What Go has built
 // before it takes from its cache. Prepare, if there is one, may change the
 // runtimes, of which it is given the folder.
-func Build(ctx context.Context, clone, into string, prepare func(runtimes string) error) (program string, err error) {
-	if _, err := run(ctx, clone, "git", "cat-file", "-e", Predecessor+"^{commit}"); err != nil {
-		return "", fmt.Errorf("%w: git fetch --unshallow", ErrNoHistory)
+func Build(ctx context.Context, clone, commit, into string, prepare func(runtimes string) error) (program string, err error) {
+	if _, err := run(ctx, clone, "git", "cat-file", "-e", commit+"^{commit}"); err != nil {
+		return "", fmt.Errorf("%w: %s: git fetch --unshallow", ErrNoHistory, commit)
 	}
 	tree := filepath.Join(into, "tree")
 	if err := os.MkdirAll(tree, 0o755); err != nil {
 		return "", err
 	}
 	archive := filepath.Join(into, "tree.tar")
-	if _, err := run(ctx, clone, "git", "archive", "--format=tar", "--output="+archive, Predecessor); err != nil {
+	if _, err := run(ctx, clone, "git", "archive", "--format=tar", "--output="+archive, commit); err != nil {
 		return "", err
 	}
 	if _, err := run(ctx, tree, "tar", "-xf", archive); err != nil {
@@ -59,7 +59,7 @@ func Build(ctx context.Context, clone, into string, prepare func(runtimes string
 	program = filepath.Join(into, "redoubt-before")
 	// As the Makefile does, so that what the two have in common is built once.
 	_, err = run(ctx, tree, "go", "build", "-trimpath", "-buildvcs=false",
-		"-ldflags", "-s -w -X redoubt.dev/redoubt/cmd/redoubt/cli.Version="+Predecessor[:7], "-o", program, "./cmd/redoubt")
+		"-ldflags", "-s -w -X redoubt.dev/redoubt/cmd/redoubt/cli.Version="+commit[:7], "-o", program, "./cmd/redoubt")
 	return program, err
 }
 

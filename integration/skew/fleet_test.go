@@ -35,7 +35,7 @@ func build(t *testing.T) programs {
 		t.Skip("bin/redoubt is not here with its carried runtimes: make build")
 	}
 	begun := time.Now()
-	if p.before, err = Build(t.Context(), clone, t.TempDir(), nil); errors.Is(err, ErrNoHistory) {
+	if p.before, err = Build(t.Context(), clone, Predecessor, t.TempDir(), nil); errors.Is(err, ErrNoHistory) {
 		t.Skip(err)
 	} else if err != nil {
 		t.Fatal(err)
