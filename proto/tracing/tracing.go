@@ -3,8 +3,9 @@
 //
 // It is shared by servers, agents and the command; who makes no span at all
 // imports nothing else of OpenTelemetry, and the SDK and the exporter are
-// deploy/otlp's alone. No provider is global: one is handed to New, so that
-// libraries which would trace by themselves (containerd's client) stay silent.
+// deploy/otlp's alone. No provider is global, and no context shows a library a
+// span: those which would trace by themselves (containerd's client) stay silent,
+// and what is sent is what is listed.
 //
 // It promises: a zero Tracer makes no span, allocates nothing and passes the
 // context of others on; a context that somebody else wrote is bounded, checked
@@ -92,14 +93,20 @@ func (t Tracer) Start(ctx context.Context, name string, s Start) (context.Contex
 	if !s.At.IsZero() {
 		options = append(options, oteltrace.WithTimestamp(s.At))
 	}
-	switch {
+	within := context.Background()
+	switch above, _ := ctx.Value(here{}).(Span); {
 	case s.Link != "":
 		options = append(options, oteltrace.WithNewRoot(), oteltrace.WithLinks(oteltrace.Link{SpanContext: s.Link.context()}))
 	case s.Parent != "":
-		ctx = ContextWith(ctx, s.Parent)
+		within = oteltrace.ContextWithRemoteSpanContext(within, s.Parent.context())
+	case above.s != nil:
+		within = oteltrace.ContextWithSpan(within, above.s)
+	case above.given != "":
+		within = oteltrace.ContextWithRemoteSpanContext(within, above.given.context())
 	}
-	ctx, span := t.t.Start(ctx, name, options...)
-	return ctx, Span{s: span}
+	_, made := t.t.Start(within, name, options...)
+	span := Span{s: made}
+	return context.WithValue(ctx, here{}, span), span
 }
 
 // Span is one step of a trace. All methods of the zero one do nothing.
@@ -111,8 +118,8 @@ type Span struct {
 
 // SpanOf is the span of ctx, for who adds to it and leaves its end to others.
 func SpanOf(ctx context.Context) Span {
-	if s := oteltrace.SpanFromContext(ctx); s.IsRecording() {
-		return Span{s: s}
+	if s, _ := ctx.Value(here{}).(Span); s.s != nil {
+		return s
 	}
 	return Span{}
 }

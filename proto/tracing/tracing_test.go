@@ -11,6 +11,7 @@ import (
 
 	sdk "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
+	oteltrace "go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc/metadata"
 )
 
@@ -56,8 +57,8 @@ func FuzzParse(f *testing.F) {
 		if len(p) != parentLength || Parse(string(p)) != p {
 			t.Errorf("%q is read as %q and that as %q", text, p, Parse(string(p)))
 		}
-		if back := FromContext(ContextWith(context.Background(), p)); back != p {
-			t.Errorf("%q comes back as %q", p, back)
+		if back := FromContext(ContextWith(context.Background(), p)); back != p || parentOf(p.context()) != p {
+			t.Errorf("%q comes back as %q, and the library has it as %q", p, back, parentOf(p.context()))
 		}
 	})
 }
@@ -147,6 +148,22 @@ func TestTheBeginDecidesWhatIsKept(t *testing.T) {
 	}
 	if !s.StartTime.Equal(time.Unix(1, 0)) || len(s.Attributes) != 1 || s.Attributes[0].Value.AsString() != "n1" {
 		t.Errorf("it begins at %s with %v", s.StartTime, s.Attributes)
+	}
+}
+
+// TestLibrariesAreShownNoSpan: containerd's client adds spans of its own, with
+// attributes that nobody here has looked at, to the one that it finds in a context.
+func TestLibrariesAreShownNoSpan(t *testing.T) {
+	on := New(sdk.NewTracerProvider())
+	ctx, span := on.Start(ContextWith(context.Background(), good), ContainerStart, Start{})
+	defer span.End()
+	if oteltrace.SpanContextFromContext(ctx).IsValid() {
+		t.Error("a library finds the span")
+	}
+	inner, part := on.Start(ctx, BoundaryMeasure, Start{})
+	defer part.End()
+	if SpanOf(ctx) != span || SpanOf(inner) != part || part.Parent().TraceID() != Parent(good).TraceID() {
+		t.Error("what is its own is not found")
 	}
 }
 
