@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -65,6 +66,10 @@ func TestWhatBeganWithoutRulesEnds(t *testing.T) {
 	}
 	conn := must(connAt(w.node))
 	conn.FlushRuleset()
+	// Who flushes loads rules of his own, and they keep the kernel tracking.
+	foreign := conn.AddTable(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: "foreign"})
+	addChains(conn, foreign, []chain{{"seen", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityFilter,
+		[]rule{{"open", join(established(), accept())}}}})
 	w.ok(conn.Flush())
 	late := w.flowTo(evil, "192.0.2.1:9000") // it goes out untranslated, and nobody can answer
 	_ = answered(late, 100*time.Millisecond)
