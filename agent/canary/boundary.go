@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"redoubt.dev/redoubt/isolation"
 	"redoubt.dev/redoubt/isolation/probe"
@@ -64,7 +65,7 @@ func Measure(ctx context.Context, pid int, runtime isolation.Name, promised isol
 	if err != nil {
 		return fail(err)
 	}
-	b, err := look(ctx, pid)
+	b, err := begun(ctx, pid, promised, digest)
 	if err != nil {
 		return fail(err)
 	}
@@ -79,6 +80,29 @@ func Measure(ctx context.Context, pid int, runtime isolation.Name, promised isol
 	}
 	m.Terms = seen.Terms()
 	return m, nil
+}
+
+// beginsWithin is how long a started container may take to get from its
+// runtime's own init to the workload.
+const beginsWithin = 2 * time.Second
+
+// begun looks at the boundary once the workload has begun. Where it has the
+// host's kernel, the process that a start returns is the runtime's init for
+// some milliseconds more, and puts its filter on last. A workload that is the
+// runtime's binary itself is looked at all the same, a little later.
+func begun(ctx context.Context, pid int, promised isolation.Class, digest string) (Boundary, error) {
+	end := time.Now().Add(beginsWithin)
+	for {
+		b, err := look(ctx, pid)
+		if err != nil || promised > isolation.ClassContainer || digest == "" || b.Digest != digest || time.Now().After(end) {
+			return b, err
+		}
+		select {
+		case <-ctx.Done():
+			return Boundary{}, context.Cause(ctx)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
 }
 
 // helpers finds processes with the same parent and the same executable.
