@@ -31,7 +31,7 @@ var decoders = map[string]func(t *testing.T, input string) error{
 			// The wire bears what its text form does not.
 			t.Fatalf("%q is not a message: %v", input, err)
 		}
-		_, err := fleet.WorkloadFromProto(&w)
+		_, err := fleet.NewWorkload(&w)
 		return err
 	},
 	"image": func(t *testing.T, input string) error { _, err := image.Parse(unquote(t, input)); return err },

@@ -105,8 +105,12 @@ func (f *forwarder) answer(ctx context.Context, w dns.ResponseWriter, q *dns.Msg
 	ours := err == nil && n.ledger.Subnet.Contains(client.Addr())
 	upstreams := n.resolve.upstreams
 	var policies map[netip.Addr]Policy
+	var leased []Policy
 	if ours {
 		policies = n.policies()
+		for _, l := range n.ledger.Leases {
+			leased = append(leased, l.Policy)
+		}
 	}
 	n.mu.Unlock()
 	switch {
@@ -120,7 +124,7 @@ func (f *forwarder) answer(ctx context.Context, w dns.ResponseWriter, q *dns.Msg
 		f.refuse(w, q, dns.RcodeFormatError)
 		return
 	case inZone(q.Question[0].Name):
-		a := answerLocal(q, client.Addr(), policies)
+		a := answerLocal(q, client.Addr(), policies, leased)
 		a.Truncate(roomFor(w, q))
 		_ = w.WriteMsg(a)
 		return

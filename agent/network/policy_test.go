@@ -223,6 +223,32 @@ func TestNamesOfWorkloadsAreAnsweredToWhomTheyLetIn(t *testing.T) {
 	}
 }
 
+// Between the two questions of one lookup an instance may be restarted: whichever
+// comes while it has no address, the name is there.
+func TestANameExistsWhileItsInstanceIsRestarted(t *testing.T) {
+	asker, web := netip.MustParseAddr("10.1.0.2"), netip.MustParseAddr("10.1.0.3")
+	front := Policy{Workload: "default/front"}
+	back := Policy{Workload: "default/web", AllowFrom: []string{"default/front"}}
+	leased := []Policy{front, back}
+	for _, attached := range []map[netip.Addr]Policy{{asker: front, web: back}, {asker: front}} {
+		for _, kind := range []uint16{dns.TypeA, dns.TypeAAAA} {
+			a := answerLocal(new(dns.Msg).SetQuestion("web.default.redoubt.", kind), asker, attached, leased)
+			want := 0
+			if kind == dns.TypeA && len(attached) == 2 {
+				want = 1
+			}
+			if a.Rcode != dns.RcodeSuccess || len(a.Answer) != want {
+				t.Errorf("%s with %d attached: %s with %d answers; want NOERROR with %d", dns.TypeToString[kind], len(attached), dns.RcodeToString[a.Rcode], len(a.Answer), want)
+			}
+		}
+		// It is still nobody's whom it does not let in.
+		a := answerLocal(new(dns.Msg).SetQuestion("web.default.redoubt.", dns.TypeA), asker, map[netip.Addr]Policy{asker: {Workload: "default/other"}}, leased)
+		if a.Rcode != dns.RcodeNameError {
+			t.Errorf("to who may not reach it: %s", dns.RcodeToString[a.Rcode])
+		}
+	}
+}
+
 func TestHostileQuestionsAreRefused(t *testing.T) {
 	f := &forwarder{slots: make(chan struct{}, 40), busy: map[netip.Addr]int{}}
 	a, b := netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("10.0.0.3")
@@ -251,7 +277,7 @@ func TestHostileQuestionsAreRefused(t *testing.T) {
 		many[addr] = Policy{Workload: "default/web", AllowFrom: []string{"default/web"}}
 	}
 	q := new(dns.Msg).SetQuestion("web.default.redoubt.", dns.TypeA)
-	if got := len(answerLocal(q, netip.MustParseAddr("10.1.0.2"), many).Answer); got != mostAnswers {
+	if got := len(answerLocal(q, netip.MustParseAddr("10.1.0.2"), many, nil).Answer); got != mostAnswers {
 		t.Errorf("%d addresses in one answer; want %d", got, mostAnswers)
 	}
 }

@@ -3,6 +3,7 @@ package network
 import (
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/miekg/dns"
@@ -26,7 +27,12 @@ func inZone(name string) bool {
 // answerLocal answers a question within the zone for an instance of this node:
 // WORKLOAD.NAMESPACE.redoubt is the addresses of that workload's instances here
 // that the asker may open connections to. What it may not reach is not there.
-func answerLocal(q *dns.Msg, asker netip.Addr, policies map[netip.Addr]Policy) *dns.Msg {
+//
+// leased are the policies of all that hold an address, those that are just being
+// restarted included. A name of theirs exists, though it may have no address at
+// the moment: who asks for IPv4 and IPv6 at once, as musl does, and hears of one
+// that there is no such name, takes it for both.
+func answerLocal(q *dns.Msg, asker netip.Addr, policies map[netip.Addr]Policy, leased []Policy) *dns.Msg {
 	question := q.Question[0]
 	a := new(dns.Msg).SetReply(q)
 	a.Authoritative, a.RecursionAvailable = true, true
@@ -42,7 +48,8 @@ func answerLocal(q *dns.Msg, asker netip.Addr, policies map[netip.Addr]Policy) *
 			}
 		}
 	}
-	if len(found) == 0 {
+	exists := ok && slices.ContainsFunc(leased, func(p Policy) bool { return p.Workload == wanted && p.admits(own.Workload) })
+	if len(found) == 0 && !exists {
 		a.Rcode = dns.RcodeNameError
 		return a
 	}

@@ -23,6 +23,28 @@ func WorkloadFromProto(p *redoubtv1.Workload) (Workload, error) {
 	return w, nil
 }
 
+// NewWorkload is WorkloadFromProto for what somebody asks for now. It also refuses
+// what an earlier version took and no node can do. That must go on being read:
+// it may be in the log, and all servers must judge an entry of the log alike.
+func NewWorkload(p *redoubtv1.Workload) (Workload, error) {
+	w, err := WorkloadFromProto(p)
+	if err != nil {
+		return w, err
+	}
+	r := &reader{}
+	for i, c := range w.Containers {
+		for j, o := range c.Ports {
+			if o.HostIP.IsValid() && !o.HostIP.Is4() {
+				r.fail(fmt.Sprintf("containers[%d].ports[%d].hostIP", i, j), "%q is IPv6, and nodes publish ports on IPv4 addresses only; name an IPv4 address of the node, or remove it to publish on all of them", o.HostIP)
+			}
+		}
+	}
+	if len(r.errs) > 0 {
+		return Workload{}, &InvalidWorkload{Name: clip(p.GetName()), Fields: r.errs}
+	}
+	return w, nil
+}
+
 // Proto writes w with every default spelled out; WorkloadFromProto reads the
 // same value back.
 func (w Workload) Proto() *redoubtv1.Workload {

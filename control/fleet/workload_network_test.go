@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -37,5 +38,19 @@ func TestNetworkRulesAreReadBack(t *testing.T) {
 		if diff := cmp.Diff(w.Proto(), again.Proto(), protocmp.Transform()); diff != "" {
 			t.Errorf("%s: read back (-first +second):\n%s", name, diff)
 		}
+	}
+}
+
+// An address that no node can publish on is refused when it is asked for, and
+// read where an earlier version stored it.
+func TestHostAddressesOfIPv6AreRefusedAnewAndReadFromTheLog(t *testing.T) {
+	w := &redoubtv1.Workload{Kind: "Service", Name: "web", Containers: []*redoubtv1.Container{{
+		Image: "a", Ports: []*redoubtv1.ContainerPort{{ContainerPort: 80, HostPort: 80, HostIp: "fd00::1"}},
+	}}}
+	if _, err := NewWorkload(w); err == nil || !strings.Contains(err.Error(), "IPv4 address") {
+		t.Errorf("asked for: %v", err)
+	}
+	if _, err := WorkloadFromProto(w); err != nil {
+		t.Errorf("stored: %v", err)
 	}
 }

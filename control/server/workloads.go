@@ -19,7 +19,7 @@ import (
 // ApplyWorkload stores desired state. It returns once a majority of servers
 // has it on disk.
 func (s *fleetAPI) ApplyWorkload(ctx context.Context, req *redoubtv1.ApplyWorkloadRequest) (*redoubtv1.ApplyWorkloadResponse, error) {
-	spec, err := fleet.WorkloadFromProto(req.GetWorkload())
+	spec, err := fleet.NewWorkload(req.GetWorkload())
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
@@ -85,7 +85,7 @@ func (s *fleetAPI) ListWorkloads(ctx context.Context, req *redoubtv1.ListWorkloa
 
 // PlanWorkload answers what an apply would do, and changes nothing.
 func (s *fleetAPI) PlanWorkload(ctx context.Context, req *redoubtv1.PlanWorkloadRequest) (*redoubtv1.PlanWorkloadResponse, error) {
-	spec, err := fleet.WorkloadFromProto(req.GetWorkload())
+	spec, err := fleet.NewWorkload(req.GetWorkload())
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -45,7 +46,7 @@ func (a *app) runCommand() *cobra.Command {
 	fs.StringVar(&r.floor, "floor", "", "least isolation `CLASS` allowed, never crossed (default sandbox)")
 	fs.BoolVar(&r.pend, "pend", false, "wait for what --prefer says instead of taking less")
 	fs.StringSliceVar(&r.sites, "site", nil, "run in that `SITE`; may be repeated")
-	fs.StringArrayVarP(&r.publish, "publish", "p", nil, "publish `HOST:CONTAINER` ports, as 8080:80, 127.0.0.1:8080:80 or 53:53/udp")
+	fs.StringArrayVarP(&r.publish, "publish", "p", nil, "publish `HOST:CONTAINER` ports, as 8080:80, 127.0.0.1:8080:80, 53:53/udp or\n8000-8010:80-90")
 	fs.StringArrayVarP(&r.env, "env", "e", nil, "set `NAME=VALUE`; NAME alone takes the value from here")
 	fs.StringVar(&r.name, "name", "", "name it (default: from the image)")
 	fs.StringVar(&r.cpu, "cpu", "", "limit of cores, as 500m or 2")
@@ -131,7 +132,7 @@ func (a *app) job(r runFlags, image string, args []string) (*redoubtv1.Workload,
 	if len(r.sites) > 0 {
 		w.Placement = &redoubtv1.Placement{Sites: r.sites}
 	}
-	if _, err := fleet.WorkloadFromProto(w); err != nil {
+	if _, err := fleet.NewWorkload(w); err != nil {
 		var invalid *fleet.InvalidWorkload
 		if errors.As(err, &invalid) && len(invalid.Fields) > 0 {
 			return nil, fmt.Errorf("run: %s", invalid.Fields[0].Error())
@@ -154,10 +155,11 @@ func nameFor(image string) string {
 	return strings.TrimRight(base[:min(len(base), 30)], "-") + "-" + strings.ToLower(rand.Text()[:5])
 }
 
-// published reads [IP:]HOST:CONTAINER[/PROTOCOL] flags.
+// published reads [IP:]HOST:CONTAINER[/PROTOCOL] flags, where both may be ranges
+// of one length.
 func published(list []string) (ports []*redoubtv1.ContainerPort, err error) {
 	for _, s := range list {
-		bad := fmt.Errorf("--publish %q: write HOST:CONTAINER, as 8080:80, 127.0.0.1:8080:80 or 53:53/udp", s)
+		bad := fmt.Errorf("--publish %q: write HOST:CONTAINER, as 8080:80, 127.0.0.1:8080:80, 53:53/udp or 8000-8010:80-90", s)
 		rest, protocol, _ := strings.Cut(s, "/")
 		ip := ""
 		if i := strings.LastIndexByte(rest, ':'); i >= 0 {
@@ -169,12 +171,26 @@ func published(list []string) (ports []*redoubtv1.ContainerPort, err error) {
 			}
 		}
 		host, container, ok := strings.Cut(rest, ":")
-		h, err1 := strconv.ParseUint(host, 10, 16)
-		p, err2 := strconv.ParseUint(container, 10, 16)
-		if !ok || err1 != nil || err2 != nil || h == 0 || p == 0 {
+		to, err1 := fleet.ParsePortRange(host)
+		from, err2 := fleet.ParsePortRange(container)
+		switch err := cmp.Or(err1, err2); {
+		case ok && err != nil && strings.Contains(rest, "-"):
+			return nil, fmt.Errorf("--publish %q: %w", s, err)
+		case !ok || err != nil:
 			return nil, bad
 		}
-		ports = append(ports, &redoubtv1.ContainerPort{HostPort: uint32(h), ContainerPort: uint32(p), HostIp: ip, Protocol: strings.ToUpper(protocol)})
+		count := int(from.Last-from.First) + 1
+		switch of := int(to.Last-to.First) + 1; {
+		case of != count:
+			return nil, fmt.Errorf("--publish %q: %s has %s and %s has %d: both need as many", s, host, plural(of, "port", "ports"), container, count)
+		case len(ports)+count > fleet.MaxPorts:
+			return nil, fmt.Errorf("--publish %q: more than %d ports in all; a container names at most so many", s, fleet.MaxPorts)
+		}
+		for n := range uint32(count) {
+			ports = append(ports, &redoubtv1.ContainerPort{
+				HostPort: uint32(to.First) + n, ContainerPort: uint32(from.First) + n, HostIp: ip, Protocol: strings.ToUpper(protocol),
+			})
+		}
 	}
 	return ports, nil
 }

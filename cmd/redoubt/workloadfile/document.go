@@ -51,7 +51,7 @@ func (d *document) read() *redoubtv1.Workload {
 		return w
 	}
 	d.message("", d.root, w.ProtoReflect())
-	_, err := fleet.WorkloadFromProto(w)
+	_, err := fleet.NewWorkload(w)
 	var invalid *fleet.InvalidWorkload
 	if errors.As(err, &invalid) {
 		for _, f := range invalid.Fields {
