@@ -1,18 +1,23 @@
 package integration
 
 import (
+	"context"
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/protobuf/encoding/prototext"
 
 	"redoubt.dev/redoubt/agent/image"
+	"redoubt.dev/redoubt/cmd/redoubt/cli"
+	"redoubt.dev/redoubt/cmd/redoubt/workloadfile"
 	"redoubt.dev/redoubt/control/fleet"
 	"redoubt.dev/redoubt/identity"
 	"redoubt.dev/redoubt/identity/attest"
@@ -39,6 +44,40 @@ var decoders = map[string]func(t *testing.T, input string) error{
 	"id":    func(t *testing.T, input string) error { _, err := identity.Parse(unquote(t, input)); return err },
 	"gossip": func(t *testing.T, input string) error {
 		_, err := gossip.DecodeDigest([]byte(unquote(t, input)))
+		return err
+	},
+	// What a daemon's configuration file gets as an answer from the command.
+	"config": func(t *testing.T, input string) error {
+		path := filepath.Join(t.TempDir(), "server.yml")
+		if err := os.WriteFile(path, []byte(unquote(t, input)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		var stderr strings.Builder
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		code := cli.Run(ctx, cli.Env{Args: []string{"server", "--config", path, "--data-dir", filepath.Dir(path) + "/none"}, Stdin: strings.NewReader(""), Stdout: io.Discard, Stderr: &stderr,
+			Getenv: func(string) string { return "" }})
+		if code == 0 {
+			return nil
+		}
+		return errors.New(strings.ReplaceAll(stderr.String(), filepath.Dir(path), "DIR"))
+	},
+	"file": func(t *testing.T, input string) error {
+		_, err := workloadfile.Parse("web.yml", []byte(unquote(t, input)))
+		return err
+	},
+	"csr": func(t *testing.T, input string) error { _, err := attest.CSRKey([]byte(unquote(t, input))); return err },
+	"quantity": func(t *testing.T, input string) error {
+		kind, value, _ := strings.Cut(unquote(t, input), " ")
+		var err error
+		switch kind {
+		case "memory":
+			_, err = fleet.ParseMemory(value)
+		case "ports":
+			_, err = fleet.ParsePortRange(value)
+		default:
+			_, err = fleet.ParseCPU(value)
+		}
 		return err
 	},
 	"context": func(t *testing.T, input string) error {
@@ -108,9 +147,8 @@ func TestHostileInputs(t *testing.T) {
 			}
 		})
 	}
-	// With the files (cmd/redoubt/workloadfile) and the commands
-	// (cmd/redoubt/cli, integration/script) there are more than 200.
-	if total < 140 {
-		t.Errorf("%d hostile inputs, want at least 140", total)
+	// Beside these are those of cmd/redoubt/workloadfile and of the scripts.
+	if total < 200 {
+		t.Errorf("%d hostile inputs, want at least 200", total)
 	}
 }

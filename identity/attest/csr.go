@@ -35,7 +35,8 @@ func CSRKey(csr []byte) (string, error) {
 func checkCSR(csr []byte) (*x509.CertificateRequest, error) {
 	req, err := x509.ParseCertificateRequest(csr)
 	if err != nil {
-		return nil, fmt.Errorf("read signing request: %w", err)
+		// The parser's own words are of its insides.
+		return nil, fmt.Errorf("the signing request of %d bytes is no PKCS #10 request in DER: make one with the redoubt command", len(csr))
 	}
 	if err := req.CheckSignature(); err != nil {
 		return nil, fmt.Errorf("signing request: the requester does not hold the key: %w", err)

@@ -143,11 +143,17 @@ func readConfig(path string) (map[string]configValue, error) {
 	if len(data) > maxConfig {
 		return nil, fmt.Errorf("%s has more than %d bytes: it is no configuration", path, maxConfig)
 	}
-	var doc yaml.Node
-	if err := yaml.NewDecoder(bytes.NewReader(data)).Decode(&doc); err != nil {
+	var doc, more yaml.Node
+	dec := yaml.NewDecoder(bytes.NewReader(data))
+	if err := dec.Decode(&doc); err != nil {
 		if errors.Is(err, io.EOF) {
 			return out, nil
 		}
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	if err := dec.Decode(&more); err == nil {
+		return nil, fmt.Errorf("%s: line %d: a second document begins: a configuration is one", path, more.Line)
+	} else if !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	root := doc.Content[0]
