@@ -65,7 +65,13 @@ func newHost(t *testing.T, name string) *host {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	t.Cleanup(func() {
+		if t.Failed() {
+			h.clear()
+		}
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
 	line := make([]byte, 6)
 	if _, err := out.Read(line); err != nil {
 		t.Fatalf("mounts of our own: %v %s", err, stderr.String())
@@ -378,6 +384,23 @@ func (h *host) processes() (out []string) {
 		}
 	}
 	return out
+}
+
+// clear ends what a failed test has left on this kernel: whatever still has our
+// mounts, and its control groups.
+func (h *host) clear() {
+	if h.pid == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	_ = h.command(ctx, "/usr/local/bin/redoubt", "agent", "uninstall", "--purge").Run()
+	for _, line := range h.processes() {
+		pid, _, _ := strings.Cut(line, " ")
+		if n, err := strconv.Atoi(pid); err == nil {
+			_ = syscall.Kill(n, syscall.SIGKILL)
+		}
+	}
 }
 
 // files lists what was made or changed below /etc, /usr/local, /var/lib and
