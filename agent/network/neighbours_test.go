@@ -2,12 +2,17 @@ package network
 
 import (
 	"context"
+	"errors"
+	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	mdnetlink "github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // neighbour is a rule set as another program leaves it, and what of ours it
@@ -21,9 +26,10 @@ type neighbour struct {
 var neighbours = []neighbour{
 	{file: "docker-20.10.24.recorded.save", warn: []string{"nft table ip filter,", " drops ", "elsewhere (chain FORWARD)", "published port 18001/tcp (chain FORWARD)"}, remedy: "iptables -I DOCKER-USER"},
 	{file: "docker-28.written.save", warn: []string{"nft table ip filter,", " drops ", "elsewhere (chain FORWARD)", "published port 18001/udp (chain FORWARD)"}, remedy: "iptables -I DOCKER-USER"},
-	{file: "docker-29-nftables.written.nft"},
-	{file: "kube-proxy-iptables.written.save"},
-	{file: "kube-proxy-nftables.written.nft"},
+	{file: "docker-29-iptables.recorded.save", warn: []string{"nft table ip filter,", " drops ", "elsewhere (chain FORWARD)", "published port 18001/tcp (chain FORWARD)"}, remedy: "iptables -I DOCKER-USER"},
+	{file: "docker-29-nftables.recorded.nft"},
+	{file: "kube-proxy-1.34.4-iptables.recorded.save"},
+	{file: "kube-proxy-1.34.4-nftables.recorded.nft"},
 	{file: "ufw.written.save", warn: []string{"nft table ip filter,", "elsewhere (chain FORWARD)", "names (chain INPUT)"}, remedy: "ufw "},
 	{file: "input-and-forward-drop.written.nft", warn: []string{"nft table inet filter,", " drops ", "elsewhere (chain forward)", "names (chain input)", "published port 18001/tcp (chain forward)"}, remedy: "nft insert rule inet filter"},
 }
@@ -35,7 +41,25 @@ func (o operator) load(file string) {
 		o.must("nft -f " + path)
 		return
 	}
+	for _, m := range regexp.MustCompile(`--nfacct-name +(\S+)`).FindAllStringSubmatch(string(must(os.ReadFile(path))), -1) {
+		o.account(m[1])
+	}
 	o.must("iptables-restore --noflush " + path)
+}
+
+// account makes a counter that rules refer to, as kube-proxy does before them.
+func (o operator) account(name string) {
+	o.w.t.Helper()
+	conn := must(mdnetlink.Dial(unix.NETLINK_NETFILTER, &mdnetlink.Config{NetNS: int(o.w.node.fd.Fd())}))
+	defer conn.Close()
+	const subsystem, create, nameAttribute = 7, 0, 1 // of nfnetlink_acct
+	attributes := must(mdnetlink.MarshalAttributes([]mdnetlink.Attribute{{Type: nameAttribute, Data: append([]byte(name), 0)}}))
+	if _, err := conn.Execute(mdnetlink.Message{
+		Header: mdnetlink.Header{Type: subsystem<<8 | create, Flags: mdnetlink.Request | mdnetlink.Create | mdnetlink.Acknowledge},
+		Data:   append([]byte{unix.AF_UNSPEC, 0, 0, 0}, attributes...),
+	}); err != nil && !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.EEXIST) {
+		o.w.t.Fatalf("make the counter %s: %v", name, err)
+	}
 }
 
 // What passes beside rule sets of others, and what does not, is what the
