@@ -133,6 +133,9 @@ func TestAnAgentIsUpgradedInPlace(t *testing.T) {
 		}
 	}
 	talk.end(t)
+	for _, name := range []string{"counts", "counts-bare"} { // enough to tell by
+		h.until(30*time.Second, fmt.Sprintf(`n %d\n`, enough), redoubt("logs", name)...)
+	}
 	for _, name := range []string{"counts", "counts-bare"} {
 		consecutive(t, "logs "+name, h.do(redoubt("logs", name)...))
 	}
@@ -291,6 +294,9 @@ func (h *host) follow(words ...string) func() string {
 	}
 }
 
+// enough is how many lines of a log can tell something.
+const enough = 100
+
 // consecutive fails unless the lines count from 0 without a gap or a double.
 func consecutive(t *testing.T, what, out string) {
 	t.Helper()
@@ -301,7 +307,7 @@ func consecutive(t *testing.T, what, out string) {
 			return
 		}
 	}
-	if len(lines) < 100 {
+	if len(lines) < enough {
 		t.Errorf("%s: only %d lines: too few to tell anything", what, len(lines))
 	}
 	t.Logf("%s: %d lines, one after the other", what, len(lines))
