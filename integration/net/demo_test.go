@@ -196,7 +196,7 @@ func TestTheDemoInterruptedAnywhereLeavesNothing(t *testing.T) {
 func TestASiteCutOffForLongerThanItsIdentitiesGoesOn(t *testing.T) {
 	t.Parallel()
 	dir := alone(t)
-	p := start(t, dir, "-dir", ".demo-long", "-prefix", "rd-long", "-net", "78", "-svid-ttl", "2m", "-lost-after", "1m", "-cut", "150s")
+	p := start(t, dir, "-dir", ".demo-long", "-prefix", "rd-long", "-net", "78", "-svid-ttl", "1m", "-lost-after", "30s", "-cut", "80s")
 	code := p.wait(t, 8*time.Minute)
 	if code != 0 {
 		t.Errorf("it ended with %d:\n%s", code, p.output)
