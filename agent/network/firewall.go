@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -134,6 +135,16 @@ func closed(a netip.Addr) bool {
 		slices.ContainsFunc(metadata, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
+// numbering guards the counter of google/nftables by which a set is known in its
+// batch: it is one for the whole process, and unguarded.
+var numbering sync.Mutex
+
+func addSet(conn *nftables.Conn, set *nftables.Set) error {
+	numbering.Lock()
+	defer numbering.Unlock()
+	return conn.AddSet(set, nil)
+}
+
 // chains are the node's rules. What is not dropped here goes on to whatever
 // else the host has.
 //
@@ -231,7 +242,7 @@ func (f *firewall) replace(subnet netip.Prefix, published map[netip.Addr][]Port,
 		set *nftables.Set
 		els []nftables.SetElement
 	}{{f.any, all}, {f.bound, bound}, {f.flows, flowElements(flowsOf(policies, netip.Addr{}))}, {f.limited, limitedElements(policies)}} {
-		if err := f.conn.AddSet(s.set, nil); err != nil {
+		if err := addSet(f.conn, s.set); err != nil {
 			return fmt.Errorf("build nft set %s: %w", s.set.Name, err)
 		}
 		for part := range slices.Chunk(s.els, 256) { // one message holds so many
@@ -241,7 +252,7 @@ func (f *firewall) replace(subnet netip.Prefix, published map[netip.Addr][]Port,
 		}
 	}
 	if f.most > 0 {
-		if err := f.conn.AddSet(f.crowd, nil); err != nil {
+		if err := addSet(f.conn, f.crowd); err != nil {
 			return fmt.Errorf("build nft set %s: %w", f.crowd.Name, err)
 		}
 	}

@@ -60,7 +60,7 @@ func (g *guard) ensure(senders map[string]netip.Addr) error {
 	g.conn.AddTable(g.table)
 	g.conn.DelTable(g.table)
 	g.conn.AddTable(g.table)
-	if err := g.conn.AddSet(g.senders, nil); err != nil {
+	if err := addSet(g.conn, g.senders); err != nil {
 		return fmt.Errorf("build nft set %s: %w", g.senders.Name, err)
 	}
 	for part := range slices.Chunk(want, 256) {
