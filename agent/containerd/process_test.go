@@ -30,7 +30,7 @@ func TestTheEndOfAProcessIsToldByTheKernel(t *testing.T) {
 	gone := make(chan bool, 1)
 	looked := reads(t)
 	go func() { gone <- p.gone(ctx) }()
-	time.Sleep(time.Second)
+	time.Sleep(time.Second) // the stretch that is counted
 	// Two looks when it begins, each of two or three reads; ten a second is what
 	// looking by the clock would take.
 	if n := reads(t) - looked; n > 10 {

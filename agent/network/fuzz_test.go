@@ -33,8 +33,6 @@ func FuzzQuestion(f *testing.F) {
 		if len(a.Answer) > 0 {
 			t.Errorf("a stranger is told %v", a.Answer)
 		}
-		if _, err := a.Pack(); err != nil {
-			t.Skip() // nothing is sent then
-		}
+		_, _ = a.Pack() // where it fails nothing is sent
 	})
 }

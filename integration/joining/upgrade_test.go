@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -52,16 +51,8 @@ func TestAnAgentIsUpgradedInPlace(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	built := filepath.Join(clone, "bin/redoubt")
-	if out, err := exec.Command(built, "version", "-o", "name").Output(); err != nil || !bytes.Contains(out, []byte("runsc")) {
-		t.Skip("bin/redoubt is not here with its carried runtimes: make build")
-	}
+	built := builtProgram(t)
 	h := newHost(t, "rd-upgrading")
-	t.Cleanup(func() {
-		if t.Failed() { // the daemons are stopped by now
-			_, _ = h.try("/usr/local/bin/redoubt", "agent", "uninstall", "--purge")
-		}
-	})
 	older, err := skew.Build(t.Context(), clone, skew.AgentPredecessor, t.TempDir(), skew.OtherContainerd)
 	if errors.Is(err, skew.ErrNoHistory) {
 		t.Skip(err)

@@ -145,6 +145,8 @@ func (f *front) forge() {
 		}
 		return fmt.Sprintf("told %v, sent %v", told[0], sent[0])
 	})
+	// What was forged was sent before the honest one; that nothing of it comes
+	// has no event, so it is given as long again as a packet could take.
 	time.Sleep(300 * time.Millisecond)
 	close(e.stop)
 	e.done.Wait()
@@ -219,7 +221,7 @@ func (f *front) flood() {
 func (f *front) flush() {
 	f.t.Helper()
 	victim, friend := f.at["victim"].address.String(), f.at["friend"].address.String()
-	const last = 3 * time.Second
+	const last = 4 * time.Second
 	watches := []struct {
 		role string
 		of   []attack.Watch
@@ -244,7 +246,9 @@ func (f *front) flush() {
 			return err
 		})
 	}
-	time.Sleep(1500 * time.Millisecond)
+	// They tell what they saw at their end only; who has not begun by now is found
+	// out below.
+	time.Sleep(2 * time.Second)
 	at := time.Now()
 	f.must(topology.In(f.host(), func() error {
 		conn, err := nftables.New()
@@ -269,6 +273,9 @@ func (f *front) flush() {
 			if after < -250*time.Millisecond {
 				v.held, v.how = false, fmt.Sprintf("it was reached %v before the flush", -after)
 			}
+		}
+		if began := time.UnixMicro(got.Began); !began.Before(at) {
+			v.held, v.how = false, fmt.Sprintf("it began to look %v after the flush", began.Sub(at))
 		}
 		if window > 2*time.Second || got.Asked < 100 || got.Error != "" {
 			v.held, v.how = false, fmt.Sprintf("asked %d times, reached for %v after the flush; %s", got.Asked, window, got.Error)

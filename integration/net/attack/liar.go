@@ -120,9 +120,10 @@ type Watch struct {
 }
 
 // Watched is what a watch saw. Answered are the times at which questions were
-// put that were answered, in Unix microseconds.
+// put that were answered, in Unix microseconds, as is Began, of the first one.
 type Watched struct {
 	Name     string
+	Began    int64
 	Asked    int
 	Answered []int64
 	Error    string
@@ -136,6 +137,7 @@ func (w Watch) Look() (out Watched) {
 		out.Error = err.Error()
 		return out
 	}
+	out.Began = time.Now().UnixMicro()
 	end := time.Now().Add(w.Last)
 	done := make(chan []int64)
 	go func() { // ends with the connection
